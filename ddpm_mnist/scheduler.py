@@ -1,0 +1,312 @@
+"""The two processes of DDPM, in discrete time t = 0 ... T-1 (the paper's t is ours plus one).
+
+Ho et al. 2020 (https://arxiv.org/abs/2006.11239). Forward: noise is added to an image in T small steps whose variances
+are the betas, and with alpha_t = 1 - beta_t, alphas_cumprod_t = prod_{s<=t} alpha_s the result after any number of them
+has the closed form (eq. 4)
+
+    x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) epsilon,    epsilon ~ N(0, I)         `add_noise`
+
+Reverse: from x_t and a network's prediction, draw x_{t-1} ~ N(mu_t, sigma_t^2 I) (eqs. 6, 7 and 15)     `step`
+
+`DDPMScheduler` is a drop-in for `diffusers.DDPMScheduler`: the same arguments, config keys and numbers, given the same
+random generator.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+
+
+@dataclass
+class DDPMSchedulerOutput(BaseOutput):
+    """`prev_sample`: x_{t-1}; `pred_original_sample`: the x_0 that x_t points to. Both are shaped like `sample`."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+    """The variances beta_t of the forward steps: `[T]`, float32, each in (0, 1)."""
+    if schedule == "linear":  # Ho et al. 2020, section 4: 1e-4 to 0.02
+        return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
+    if schedule == "scaled_linear":  # latent diffusion: linear in the standard deviation
+        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
+    if schedule == "sigmoid":  # GeoDiff
+        return torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
+
+    # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17, prescribes alphas_cumprod; betas are its ratios, capped
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    T = num_train_timesteps
+    return torch.tensor(
+        [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)], dtype=torch.float32
+    )
+
+
+def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Stretch sqrt(alphas_cumprod) so that nothing of x_0 is left at t = T-1 (Lin et al. 2024, algorithm 1)."""
+    root = torch.cumprod(1 - betas, dim=0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    root = (root - last) * (first / (first - last))
+    alphas_cumprod = root**2
+    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+    return 1 - alphas
+
+
+class DDPMScheduler(SchedulerMixin, ConfigMixin):
+    """Noise schedule, forward process and ancestral sampler, argument for argument `diffusers.DDPMScheduler`.
+
+    Args:
+        num_train_timesteps: T.
+        beta_start, beta_end, beta_schedule, trained_betas: the betas, by formula or as a list of T numbers.
+        variance_type: sigma_t^2 of the reverse step: "fixed_small" is beta-tilde_t (eq. 7), "fixed_large" beta_t
+            (both: section 3.2); "learned" and "learned_range" take it from a second half of the model's channels.
+        prediction_type: what the network predicts: "epsilon", "sample" (x_0) or "v_prediction".
+        clip_sample, clip_sample_range: clamp the predicted x_0 to what an image can be.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: or clamp it by a quantile (Imagen, section 2.3).
+        timestep_spacing, steps_offset: which t are visited in fewer than T steps (Lin et al. 2024, table 2).
+        rescale_betas_zero_snr: see `rescale_zero_terminal_snr`.
+
+    Raises:
+        ValueError: a choice is not one of the known ones; the message names the option.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+    ):
+        for name, value, known in (
+            ("beta_schedule", beta_schedule, BETA_SCHEDULES),
+            ("variance_type", variance_type, VARIANCE_TYPES),
+            ("prediction_type", prediction_type, PREDICTION_TYPES),
+            ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not covered; choose from {', '.join(map(repr, known))}")
+
+        if trained_betas is not None:
+            self.betas = torch.tensor(trained_betas, dtype=torch.float32)
+        else:
+            self.betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        if rescale_betas_zero_snr:
+            self.betas = rescale_zero_terminal_snr(self.betas)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self.one = torch.tensor(1.0)
+
+        self.init_noise_sigma = 1.0  # x_T ~ N(0, I)
+        self.variance_type = variance_type
+        self.custom_timesteps = False
+        self.num_inference_steps = None
+        self.timesteps = torch.from_numpy(np.arange(0, num_train_timesteps)[::-1].copy())
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    # ---- forward process -------------------------------------------------------------------------------------------
+
+    def _signal_and_noise(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), each `[B, 1, ...]` in the dtype of `like`."""
+        self.alphas_cumprod = self.alphas_cumprod.to(like.device)  # moved once, then found there
+        alpha_prod = self.alphas_cumprod.to(like.dtype)[timesteps.to(like.device)].flatten()
+        alpha_prod = alpha_prod.reshape(-1, *(1,) * (like.ndim - 1))
+        return alpha_prod**0.5, (1 - alpha_prod) ** 0.5
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_0), eq. 4.
+
+        Args:
+            original_samples: x_0, `[B, ...]`, images in [-1, 1]. Keep it in float32 when training in mixed precision:
+                in half precision 1 - beta rounds to 1 for small beta, and the first timesteps would add no noise.
+            noise: epsilon ~ N(0, I), shaped like `original_samples`.
+            timesteps: `[B]` (or `[1]`), int64, 0 <= t < T.
+        """
+        signal, sigma = self._signal_and_noise(original_samples, timesteps)
+        return signal * original_samples + sigma * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = sqrt(alphas_cumprod) epsilon - sqrt(1 - alphas_cumprod) x_0 (Salimans & Ho 2022); as `add_noise`."""
+        signal, sigma = self._signal_and_noise(sample, timesteps)
+        return signal * noise - sigma * sample
+
+    # ---- reverse process -------------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Choose the timesteps to visit, into `self.timesteps` (`[num_inference_steps]`, int64, descending).
+
+        Args:
+            num_inference_steps: how many, at most T, spread by `timestep_spacing`.
+            device: where `self.timesteps` goes.
+            timesteps: or which, in descending order, each below T.
+
+        Raises:
+            ValueError: both are given, or they are out of range or order.
+        """
+        T = self.config.num_train_timesteps
+        if num_inference_steps is not None and timesteps is not None:
+            raise ValueError("Can only pass one of `num_inference_steps` or `timesteps`.")
+        if timesteps is not None:
+            if any(later >= earlier for earlier, later in zip(timesteps, timesteps[1:])):
+                raise ValueError("`timesteps` must be in descending order.")
+            if timesteps[0] >= T:
+                raise ValueError(f"`timesteps` must start before `num_train_timesteps`: {T}.")
+            self.custom_timesteps = True
+            self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
+            return
+
+        if num_inference_steps > T:
+            raise ValueError(
+                f"`num_inference_steps`: {num_inference_steps} cannot be larger than `num_train_timesteps`: {T}."
+            )
+        self.num_inference_steps, self.custom_timesteps = num_inference_steps, False
+        if self.config.timestep_spacing == "linspace":
+            chosen = np.linspace(0, T - 1, num_inference_steps).round()[::-1]
+        elif self.config.timestep_spacing == "leading":
+            chosen = (np.arange(num_inference_steps) * (T // num_inference_steps))[::-1] + self.config.steps_offset
+        else:
+            chosen = np.arange(T, 0, -T / num_inference_steps).round() - 1
+        self.timesteps = torch.from_numpy(chosen.astype(np.int64)).to(device)
+
+    def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
+        """The timestep visited after `timestep`, that is, the next less noisy one; -1 after the last."""
+        if not (self.custom_timesteps or self.num_inference_steps):
+            return timestep - 1
+        index = (self.timesteps == timestep).nonzero(as_tuple=True)[0][0]
+        return self.timesteps[index + 1] if index < len(self.timesteps) - 1 else torch.tensor(-1)
+
+    def scale_model_input(self, sample: Tensor, timestep: int | None = None) -> Tensor:
+        """`sample` as it is; there for schedulers that scale the network's input."""
+        return sample
+
+    def _alphas(self, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alphas_cumprod of t and of the timestep visited next, and alpha = 1 - beta of the jump between the two."""
+        prev_t = self.previous_timestep(t)
+        alpha_prod = self.alphas_cumprod[t]
+        alpha_prod_prev = self.alphas_cumprod[prev_t] if prev_t >= 0 else self.one
+        return alpha_prod, alpha_prod_prev, alpha_prod / alpha_prod_prev
+
+    def _get_variance(
+        self, t: int | Tensor, predicted_variance: Tensor | None = None, variance_type: str | None = None
+    ) -> Tensor:
+        """sigma_t^2 by `variance_type` (a standard deviation for "fixed_small_log", a logarithm for the other logs)."""
+        alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
+        beta = 1 - alpha
+        variance = (1 - alpha_prod_prev) / (1 - alpha_prod) * beta  # beta-tilde_t, eq. 7
+        variance = torch.clamp(variance, min=1e-20)  # its logarithm is taken, and it is 0 at t = 0
+        variance_type = variance_type or self.config.variance_type
+        if variance_type == "fixed_small_log":
+            return torch.exp(0.5 * torch.log(variance))
+        if variance_type == "fixed_large":
+            return beta
+        if variance_type == "fixed_large_log":
+            return torch.log(beta)
+        if variance_type == "learned":
+            return predicted_variance
+        if variance_type == "learned_range":  # between the two, in logarithm: Nichol & Dhariwal 2021, eq. 15
+            fraction = (predicted_variance + 1) / 2
+            return fraction * torch.log(beta) + (1 - fraction) * torch.log(variance)
+        return variance
+
+    def _threshold_sample(self, sample: Tensor) -> Tensor:
+        """Clamp each image to its own quantile of |x_0|, then scale that to 1 (Saharia et al. 2022, section 2.3)."""
+        flat = sample.flatten(1)
+        if flat.dtype not in (torch.float32, torch.float64):
+            flat = flat.float()  # neither quantile nor clamp know half precision on a CPU
+        s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1)
+        s = s.clamp(min=1, max=self.config.sample_max_value)[:, None]
+        return (torch.clamp(flat, -s, s) / s).reshape(sample.shape).to(sample.dtype)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step of Algorithm 2: from x_t and the network's prediction to x_{t-1}.
+
+        Args:
+            model_output: `[B, C, ...]`, or `[B, 2C, ...]` with a learned variance.
+            timestep: t, one for the batch, one of `self.timesteps`.
+            sample: x_t, `[B, C, ...]`.
+            generator: the source of the step's noise.
+            return_dict: False for the tuple `(prev_sample, pred_original_sample)`.
+        """
+        t = timestep
+        predicted_variance = None
+        if model_output.shape[1] == sample.shape[1] * 2 and self.variance_type in ("learned", "learned_range"):
+            model_output, predicted_variance = torch.split(model_output, sample.shape[1], dim=1)
+        alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
+
+        # 1. x_0 as x_t and the prediction imply it (eq. 15 for epsilon), kept to what an image can be
+        if self.config.prediction_type == "epsilon":
+            pred_original_sample = (sample - (1 - alpha_prod) ** 0.5 * model_output) / alpha_prod**0.5
+        elif self.config.prediction_type == "sample":
+            pred_original_sample = model_output
+        else:
+            pred_original_sample = alpha_prod**0.5 * sample - (1 - alpha_prod) ** 0.5 * model_output
+        if self.config.thresholding:
+            pred_original_sample = self._threshold_sample(pred_original_sample)
+        elif self.config.clip_sample:
+            clip = self.config.clip_sample_range
+            pred_original_sample = pred_original_sample.clamp(-clip, clip)
+
+        # 2. the mean of q(x_{t-1} | x_t, x_0), eq. 7
+        original_coeff = alpha_prod_prev**0.5 * (1 - alpha) / (1 - alpha_prod)
+        current_coeff = alpha**0.5 * (1 - alpha_prod_prev) / (1 - alpha_prod)
+        prev_sample = original_coeff * pred_original_sample + current_coeff * sample
+
+        # 3. the noise of the reverse step, none at the last (Algorithm 2, line 3)
+        if t > 0:
+            noise = randn_tensor(
+                model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
+            )
+            variance = self._get_variance(t, predicted_variance)
+            if self.variance_type == "fixed_small_log":
+                prev_sample = prev_sample + variance * noise
+            elif self.variance_type == "learned_range":
+                prev_sample = prev_sample + torch.exp(0.5 * variance) * noise
+            else:
+                prev_sample = prev_sample + variance**0.5 * noise
+
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)

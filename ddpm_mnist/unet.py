@@ -1,0 +1,484 @@
+"""The noise predictor of DDPM: a U-Net that sees a noisy image x_t and its timestep t and returns an image.
+
+Ho et al. 2020 (https://arxiv.org/abs/2006.11239), section 4 and appendix B: residual blocks with group normalisation,
+self-attention at low resolution, and a sinusoidal embedding that tells every residual block the time. The same weights
+serve all timesteps: epsilon_theta(x_t, t).
+
+`UNet2DModel` is a drop-in for `diffusers.UNet2DModel`: the same arguments, config keys, parameter names and numbers, so
+that a state dict or a folder written by either is read by the other. What stock accepts and this file leaves out is
+refused with a ValueError that names the option. One thing is added: a size that does not halve evenly (28 -> 14 -> 7 ->
+4) works here, since every upsampling goes back to the size of the skip connection that it meets; stock stops there.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
+
+
+@dataclass
+class UNet2DOutput(BaseOutput):
+    """`sample`: `[B, out_channels, H, W]`, the prediction (of the noise, unless the scheduler says otherwise)."""
+
+    sample: Tensor
+
+
+class Timesteps(nn.Module):
+    """Sinusoidal position embedding of t (Vaswani et al. 2017, section 3.5): `[B] -> [B, dim]`, always in float32."""
+
+    def __init__(self, dim: int, flip_sin_to_cos: bool, freq_shift: float):
+        super().__init__()
+        self.dim, self.flip_sin_to_cos, self.freq_shift = dim, flip_sin_to_cos, freq_shift
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        half = self.dim // 2
+        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        frequencies = torch.exp(exponent / (half - self.freq_shift))
+        angles = timesteps[:, None].float() * frequencies[None, :]
+        pair = (angles.cos(), angles.sin()) if self.flip_sin_to_cos else (angles.sin(), angles.cos())
+        return F.pad(torch.cat(pair, dim=-1), (0, self.dim % 2))  # an odd width gets one zero
+
+
+class GaussianFourierProjection(nn.Module):
+    """Random Fourier features of log t (Song et al. 2021), fixed and saved with the weights: `[B] -> [B, 2 * dim]`."""
+
+    def __init__(self, dim: int, scale: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(dim) * scale, requires_grad=False)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        angles = torch.log(timesteps)[:, None] * self.weight[None, :] * 2 * math.pi
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """The two-layer perceptron behind the sinusoids: `[B, in_channels] -> [B, time_embed_dim]`."""
+
+    def __init__(self, in_channels: int, time_embed_dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, time_embed_dim)
+        self.linear_2 = nn.Linear(time_embed_dim, time_embed_dim)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sample)))
+
+
+class ResnetBlock2D(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), optionally at half (`down`) or double (`up`) resolution.
+
+    `[B, in_channels, H, W]`, `[B, temb_channels] -> [B, out_channels, H', W']`. With `time_scale_shift` the time scales
+    and shifts the second normalisation (Dhariwal & Nichol 2021, eq. 7) instead of being added before it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        temb_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        dropout: float,
+        act_fn: str,
+        time_scale_shift: bool,
+        output_scale_factor: float = 1.0,
+        down: bool = False,
+        up: bool = False,
+    ):
+        super().__init__()
+        self.time_scale_shift, self.output_scale_factor = time_scale_shift, output_scale_factor
+        self.down, self.up = down, up
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb_channels, out_channels * (2 if time_scale_shift else 1))
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nonlinearity = ACTIVATIONS[act_fn]()
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, hidden_states: Tensor, temb: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+        residual = hidden_states
+        hidden_states = self.nonlinearity(self.norm1(hidden_states))
+        if self.down:
+            residual, hidden_states = F.avg_pool2d(residual, 2), F.avg_pool2d(hidden_states, 2)
+        elif self.up:
+            residual = F.interpolate(residual, output_size, mode="nearest")
+            hidden_states = F.interpolate(hidden_states, output_size, mode="nearest")
+        hidden_states = self.conv1(hidden_states)
+
+        time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]  # one value per channel, at every pixel
+        if self.time_scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            hidden_states = self.norm2(hidden_states) * (1 + scale) + shift
+        else:
+            hidden_states = self.norm2(hidden_states + time)
+
+        hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
+        if self.conv_shortcut is not None:
+            residual = self.conv_shortcut(residual)
+        return (residual + hidden_states) / self.output_scale_factor
+
+
+class Attention(nn.Module):
+    """Self-attention in which every pixel is a token: `[B, C, H, W] -> [B, C, H, W]`, with a residual connection."""
+
+    _from_deprecated_attn_block = True  # lets ModelMixin rename the keys of checkpoints from before diffusers 0.15
+
+    def __init__(self, channels: int, head_dim: int, groups: int | None, eps: float, output_scale_factor: float = 1.0):
+        super().__init__()
+        self.heads, self.output_scale_factor = channels // head_dim, output_scale_factor
+        inner_dim = self.heads * head_dim
+        self.group_norm = nn.GroupNorm(groups, channels, eps) if groups is not None else None
+        self.to_q = nn.Linear(channels, inner_dim)
+        self.to_k = nn.Linear(channels, inner_dim)
+        self.to_v = nn.Linear(channels, inner_dim)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, channels), nn.Dropout(0.0)])
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        residual = hidden_states
+        if self.group_norm is not None:
+            hidden_states = self.group_norm(hidden_states)
+        tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, HW, C]
+        query, key, value = (  # each [B, heads, HW, head_dim]
+            project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        tokens = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        hidden_states = self.to_out[0](tokens).transpose(1, 2).reshape(residual.shape)
+        return (hidden_states + residual) / self.output_scale_factor
+
+
+class Downsample2D(nn.Module):
+    """Halve the resolution with a strided convolution: `[B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]`."""
+
+    def __init__(self, channels: int, padding: int):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
+        if self.padding == 0:  # the original TensorFlow code pads on the right and at the bottom only
+            hidden_states = F.pad(hidden_states, (0, 1, 0, 1))
+        return self.conv(hidden_states)
+
+
+class Upsample2D(nn.Module):
+    """Repeat pixels up to `output_size`, then convolve: `[B, C, H, W] -> [B, C, *output_size]`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: Tensor, temb: Tensor, output_size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(hidden_states, output_size, mode="nearest"))
+
+
+class Block2D(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where the block has it."""
+
+    gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two
+    _gradient_checkpointing_func = None
+
+    def layer(self, i: int, hidden_states: Tensor, temb: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            hidden_states = self._gradient_checkpointing_func(self.resnets[i], hidden_states, temb)
+        else:
+            hidden_states = self.resnets[i](hidden_states, temb)
+        return self.attentions[i](hidden_states) if self.attentions is not None else hidden_states
+
+
+class DownBlock2D(Block2D):
+    """Returns the downsampled state and the skip connections: one after each layer, one after the downsampling."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int, resnet, attention):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_layers
+        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
+        for i in range(num_layers):
+            self.resnets.append(resnet(widths[i], widths[i + 1]))
+            if attention:
+                self.attentions.append(attention(out_channels))
+        self.downsamplers = None  # UNet2DModel adds one, except at the bottom
+
+    def forward(self, hidden_states: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for i in range(len(self.resnets)):
+            hidden_states = self.layer(i, hidden_states, temb)
+            skips.append(hidden_states)
+        if self.downsamplers is not None:
+            hidden_states = self.downsamplers[0](hidden_states, temb)
+            skips.append(hidden_states)
+        return hidden_states, skips
+
+
+class UNetMidBlock2D(Block2D):
+    """The bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
+
+    def __init__(self, channels: int, resnet, attention):
+        super().__init__()
+        first = resnet(channels, channels)
+        self.attentions = nn.ModuleList([attention(channels)]) if attention else None
+        self.resnets = nn.ModuleList([first, resnet(channels, channels)])
+
+    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
+        hidden_states = self.layer(0, hidden_states, temb)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self.resnets[1], hidden_states, temb)
+        return self.resnets[1](hidden_states, temb)
+
+
+class UpBlock2D(Block2D):
+    """Joins the skip connections on, last in first out, a channel concatenation before each residual block."""
+
+    def __init__(self, in_channels: int, out_channels: int, skip_channels: int, num_layers: int, resnet, attention):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_layers
+        skips = [out_channels] * (num_layers - 1) + [skip_channels]  # the last skip comes from the level above
+        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
+        for i in range(num_layers):
+            self.resnets.append(resnet(widths[i] + skips[i], out_channels))
+            if attention:
+                self.attentions.append(attention(out_channels))
+        self.upsamplers = None  # UNet2DModel adds one, except at the top
+
+    def forward(self, hidden_states: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
+        for i in range(len(self.resnets)):
+            hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), temb)
+        if self.upsamplers is not None:
+            hidden_states = self.upsamplers[0](hidden_states, temb, output_size=skips[-1].shape[-2:])
+        return hidden_states
+
+
+class UNet2DModel(ModelMixin, ConfigMixin):
+    """The U-Net of DDPM, argument for argument `diffusers.UNet2DModel`; see its documentation for each.
+
+    Args that shape it: `block_out_channels`, one width a resolution, first the finest; `layers_per_block`;
+    `down_block_types` ("DownBlock2D" or "AttnDownBlock2D") and `up_block_types` ("UpBlock2D" or "AttnUpBlock2D"), which
+    say where attention is; `attention_head_dim`, the width of one head (None: one head as wide as the level);
+    `norm_num_groups`, which must divide every width; `num_class_embeds`, to condition on a class.
+
+    Raises:
+        ValueError: an option is not covered or does not fit the others; the message names it.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+    ):
+        super().__init__()
+        check_options(**{k: v for k, v in self.config.items() if not k.startswith("_")})
+        self.sample_size = sample_size
+        width = block_out_channels[0]
+        temb_channels = time_embedding_dim or 4 * width
+        scale_shift = resnet_time_scale_shift == "scale_shift"
+
+        def resnet(in_channels: int, out_channels: int, **kwargs) -> ResnetBlock2D:
+            return ResnetBlock2D(
+                in_channels,
+                out_channels,
+                temb_channels,
+                groups=norm_num_groups,
+                eps=norm_eps,
+                dropout=dropout,
+                act_fn=act_fn.lower(),
+                time_scale_shift=scale_shift,
+                **kwargs,
+            )
+
+        def attention(channels: int, groups: int | None = norm_num_groups, **kwargs) -> Attention:
+            return Attention(channels, attention_head_dim or channels, groups, norm_eps, **kwargs)
+
+        # input and time
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        if time_embedding_type == "fourier":
+            self.time_proj = GaussianFourierProjection(width, scale=16)
+            self.time_embedding = TimestepEmbedding(2 * width, temb_channels)
+        else:
+            self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
+            self.time_embedding = TimestepEmbedding(width, temb_channels)
+        self.class_embedding = nn.Embedding(num_class_embeds, temb_channels) if num_class_embeds is not None else None
+
+        # down; as in stock, "resnet" resampling is a matter of the blocks with attention
+        self.down_blocks = nn.ModuleList()
+        levels = len(block_out_channels)
+        for i, (block_type, out) in enumerate(zip(down_block_types, block_out_channels)):
+            attn = attention if block_type == "AttnDownBlock2D" else None
+            block = DownBlock2D(block_out_channels[max(i - 1, 0)], out, layers_per_block, resnet, attn)
+            if i < levels - 1:
+                by_resnet = attn and downsample_type == "resnet"
+                down = resnet(out, out, down=True) if by_resnet else Downsample2D(out, downsample_padding)
+                block.downsamplers = nn.ModuleList([down])
+            self.down_blocks.append(block)
+
+        # mid; its attention is normalised unless the time scales and shifts
+        self.mid_block = None
+        if mid_block_type is not None:
+            groups = attn_norm_num_groups or (None if scale_shift else norm_num_groups)
+            mid_resnet = partial(resnet, output_scale_factor=mid_block_scale_factor)
+            mid_attention = partial(attention, groups=groups, output_scale_factor=mid_block_scale_factor)
+            self.mid_block = UNetMidBlock2D(
+                block_out_channels[-1], mid_resnet, mid_attention if add_attention else None
+            )
+
+        # up
+        self.up_blocks = nn.ModuleList()
+        widths = block_out_channels[::-1]
+        for i, (block_type, out) in enumerate(zip(up_block_types, widths)):
+            attn = attention if block_type == "AttnUpBlock2D" else None
+            skip = widths[min(i + 1, levels - 1)]
+            block = UpBlock2D(widths[max(i - 1, 0)], out, skip, layers_per_block + 1, resnet, attn)
+            if i < levels - 1:
+                by_resnet = attn and upsample_type == "resnet"
+                block.upsamplers = nn.ModuleList([resnet(out, out, up=True) if by_resnet else Upsample2D(out)])
+            self.up_blocks.append(block)
+
+        # output
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predict from a noisy batch.
+
+        Args:
+            sample: `[B, in_channels, H, W]`, x_t, in the dtype of the weights.
+            timestep: t, one for all (a number, a 0-d or a `[1]` tensor) or one for each (`[B]`), 0 <= t < T.
+            class_labels: `[B]`, int64, only and always with `num_class_embeds`.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `UNet2DOutput` whose `sample` is `[B, out_channels, H, W]`.
+
+        Raises:
+            ValueError: class labels are missing, or given to a model that has no classes.
+        """
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+
+        # 1. time, and class
+        if not torch.is_tensor(timestep):
+            timestep = torch.tensor(timestep, dtype=torch.long)
+        timesteps = timestep.to(sample.device).expand(sample.shape[0])
+        temb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("class_labels must be given: this U-Net has num_class_embeds")
+            temb = temb + self.class_embedding(class_labels).to(self.dtype)
+        elif class_labels is not None:
+            raise ValueError("class_labels were given, but this U-Net has no num_class_embeds")
+
+        # 2. down, keeping every state for the way up
+        sample = self.conv_in(sample)
+        skips = [sample]
+        for block in self.down_blocks:
+            sample, new_skips = block(sample, temb)
+            skips += new_skips
+
+        # 3. bottom and up
+        if self.mid_block is not None:
+            sample = self.mid_block(sample, temb)
+        for block in self.up_blocks:
+            sample = block(sample, skips, temb)
+
+        # 4. output
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+        if self.config.time_embedding_type == "fourier":
+            sample = sample / timesteps[:, None, None, None]
+        return UNet2DOutput(sample=sample) if return_dict else (sample,)
+
+
+def check_options(**config) -> None:
+    """Raise a ValueError that names the first option of a U-Net config that is not covered or does not fit."""
+
+    def one_of(name: str, allowed: tuple) -> None:
+        if config[name] not in allowed:
+            raise ValueError(f"{name}={config[name]!r} is not covered; choose from {', '.join(map(repr, allowed))}")
+
+    one_of("time_embedding_type", ("positional", "fourier"))
+    one_of("mid_block_type", ("UNetMidBlock2D", None))
+    one_of("downsample_type", ("conv", "resnet"))
+    one_of("upsample_type", ("conv", "resnet"))
+    one_of("resnet_time_scale_shift", ("default", "scale_shift"))
+    one_of("class_embed_type", (None,))
+    if str(config["act_fn"]).lower() not in ACTIVATIONS:
+        one_of("act_fn", tuple(ACTIVATIONS))
+
+    channels = config["block_out_channels"]
+    for name, allowed in (
+        ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
+        ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
+    ):
+        for block_type in config[name]:
+            if block_type not in allowed:
+                raise ValueError(f"{name} has {block_type!r}, which is not covered; choose from {', '.join(allowed)}")
+        if len(config[name]) != len(channels):
+            raise ValueError(
+                f"{name} has {len(config[name])} entries, block_out_channels {len(channels)}: make them equal"
+            )
+    for name in ("in_channels", "out_channels", "layers_per_block"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]!r} must be at least 1")
+
+    groups = config["norm_num_groups"]
+    if not groups or any(width % groups for width in channels):
+        raise ValueError(f"norm_num_groups={groups!r} must divide every one of block_out_channels={list(channels)}")
+    attn_groups = config["attn_norm_num_groups"]
+    if attn_groups is not None and (attn_groups < 1 or channels[-1] % attn_groups):
+        raise ValueError(
+            f"attn_norm_num_groups={attn_groups!r} must divide the last of block_out_channels={channels[-1]}"
+        )
+    head_dim = config["attention_head_dim"]
+    attended = [c for c, kind in zip(channels, config["down_block_types"]) if kind.startswith("Attn")]
+    attended += [c for c, kind in zip(channels[::-1], config["up_block_types"]) if kind.startswith("Attn")]
+    if config["mid_block_type"] and config["add_attention"]:
+        attended.append(channels[-1])
+    if head_dim is not None and attended and not 1 <= head_dim <= min(attended):
+        raise ValueError(
+            f"attention_head_dim={head_dim!r} must lie between 1 and the width of the attention, {min(attended)}"
+        )
