@@ -1,0 +1,176 @@
+"""Checkpoints that are whole or absent.
+
+One is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the size and SHA-256
+of each file, and only then renamed; older ones are deleted after that. So whatever stops a run at whatever moment, the
+newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read back with
+`weights_only=True`, which runs no code.
+
+    checkpoint-500/unet/         the weights, as diffusers writes them
+                   unet_ema/     their average, likewise
+                   state.pt      optimizer, learning rate, gradient scaler, counters
+                   manifest.json
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import ConfigError
+
+PREFIX, MANIFEST = "checkpoint-", "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def steps_of(folder: Path) -> int:
+    """500 of checkpoint-500; -1 of any other name."""
+    number = folder.name.removeprefix(PREFIX)
+    return int(number) if folder.name.startswith(PREFIX) and number.isdigit() else -1
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoint folders, oldest first."""
+    return sorted((p for p in output_dir.glob(PREFIX + "*") if p.is_dir() and steps_of(p) >= 0), key=steps_of)
+
+
+def save_checkpoint(
+    output_dir: Path, step: int, unet, weights: dict[str, dict[str, Tensor]], state: dict, total_limit: int | None
+) -> Path:
+    """Write checkpoint-`step`, then delete the oldest ones over `total_limit`.
+
+    Args:
+        unet: whose config the weights belong to.
+        weights: folder name -> state dict.
+        state: for `torch.save`; tensors, numbers, strings, lists and dicts only. `state["run"]`: see `load_state`.
+
+    Raises:
+        OSError: it cannot be written (disk full, no permission); older checkpoints are as they were.
+    """
+    target = output_dir / f"{PREFIX}{step}"
+    draft = output_dir / f".{target.name}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        for name, state_dict in weights.items():
+            unet.save_config(draft / name)
+            tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+            save_file(tensors, draft / name / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        torch.save(state, draft / "state.pt")
+        files = sorted(p for p in draft.rglob("*") if p.is_file())
+        listed = {str(p.relative_to(draft)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        (draft / MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1))
+        for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
+            fsync(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    replaced = output_dir / f".{target.name}.old"
+    if target.exists():  # the same step again, after a resume from an earlier one
+        target.rename(replaced)
+    draft.rename(target)
+    fsync(output_dir)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if total_limit is not None:
+        for old in list_checkpoints(output_dir)[:-total_limit]:
+            if old != target:
+                shutil.rmtree(old)
+    return target
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+            if sha256(path) != expected["sha256"]:
+                return f"{name} was altered"
+    except FileNotFoundError:
+        return "it has no manifest"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return f"its manifest cannot be read ({e})"
+    return None
+
+
+def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means; None for 'latest' where there is none at all.
+
+    Raises:
+        ConfigError: the named one is missing or damaged, or 'latest' has only damaged ones to choose from.
+    """
+    if resume_from != "latest":
+        path = Path(resume_from) if Path(resume_from).is_dir() else output_dir / resume_from
+        problem = damage(path) if path.is_dir() else "there is no such folder"
+        if problem:
+            raise ConfigError(f"--resume_from_checkpoint {resume_from}: {problem}; try 'latest', or another")
+        return path
+    candidates = list_checkpoints(output_dir)[::-1]
+    for path in candidates:
+        problem = damage(path)
+        if problem is None:
+            return path
+        warn(f"Skipping {path}: {problem}.")
+    if candidates:
+        raise ConfigError(f"--resume_from_checkpoint latest: every checkpoint in {output_dir} is damaged; start anew")
+    return None
+
+
+def load_state(checkpoint: Path, run: dict) -> dict:
+    """The `state` of `save_checkpoint`, on the CPU.
+
+    Args:
+        run: what the run that goes on is; each entry must be what the checkpoint says of its own.
+
+    Raises:
+        ConfigError: an entry differs; the message names it and both values.
+    """
+    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    for name, value in run.items():
+        before = state["run"].get(name)
+        if before != value:
+            if isinstance(value, dict) and isinstance(before, dict):  # name the key, not the whole section
+                name, before, value = next(
+                    (f"{name}.{key}", before.get(key), value.get(key))
+                    for key in [*value, *before]
+                    if before.get(key) != value.get(key)
+                )
+            raise ConfigError(
+                f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {before}, this run has {value}; "
+                "give the same, or start anew in another --output_dir"
+            )
+    return state
+
+
+def load_weights(checkpoint: Path, unet, ema: EMAModel | None) -> None:
+    """Fill the U-Net, and the averaged weights where there are any, from a checkpoint."""
+    unet.load_state_dict(load_file(checkpoint / "unet" / SAFETENSORS_WEIGHTS_NAME), strict=True)
+    if ema is not None:
+        averaged = load_file(checkpoint / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
+        for (name, _), shadow in zip(unet.named_parameters(), ema.shadow_params):
+            shadow.copy_(averaged[name])

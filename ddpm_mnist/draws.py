@@ -1,0 +1,30 @@
+"""Randomness as a function, not a state: every random number of a run follows from its seed and what it is for.
+
+So a run can stop anywhere and go on, or be spread over more processes, and draw the same numbers.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PURPOSES = ("epoch", "training noise", "held-out noise", "sample")  # the order is part of every result: only append
+
+
+def seeded_generator(seed: int, purpose: str, number: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator whose stream is a function of (seed, purpose, number), unrelated to that of any other triple."""
+    state = np.random.SeedSequence([seed, PURPOSES.index(purpose), number]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state >> 1))  # 63 bits: what manual_seed takes
+
+
+def draw_noise_and_timesteps(
+    seed: int, number: int, shape: tuple[int, ...], num_train_timesteps: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """epsilon ~ N(0, I), `shape` = `[B, C, H, W]`, and t ~ Uniform{0 ... T-1}, `[B]`, of global batch `number`.
+
+    B is the global batch: every process draws all of it and takes its rows, so that the numbers do not depend on how
+    many processes share it. (They do depend on the device: a GPU has another generator than a CPU.)
+    """
+    generator = seeded_generator(seed, "training noise", number, device)
+    noise = torch.randn(shape, generator=generator, device=device)
+    timesteps = torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
+    return noise, timesteps

@@ -1,0 +1,166 @@
+"""The housekeeping of a run: its folder, its log, the signals that stop it."""
+
+import importlib.util
+import json
+import platform
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import accelerate
+import diffusers
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from .checkpoint import PREFIX
+from .config import ConfigError, TrainConfig
+
+CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
+BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples"}
+
+
+def tracker_names(report_to: str) -> str | None:
+    """`--report_to` for Accelerator. ConfigError: the package is not installed."""
+    if report_to in ("none", "all"):
+        return None if report_to == "none" else "all"
+    if importlib.util.find_spec(report_to) is None:
+        raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
+    return report_to
+
+
+def prepare_output_dir(config: TrainConfig, resuming: bool) -> None:
+    """Make the folder and save the settings in it, unless something is there that nobody asked to replace.
+
+    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
+    exported pipeline is replaced at the end.
+
+    Raises:
+        ConfigError: the folder is a file, cannot be written, or is not empty.
+    """
+    output_dir = Path(config.output_dir)
+    option = f"--output_dir {output_dir}"
+    if config.overwrite_output_dir and config.resume_from_checkpoint:
+        raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint goes on: give one of them")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"{option}: is a file; name a folder")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in output_dir.iterdir()}
+        if config.overwrite_output_dir:
+            for name in there:
+                if name.startswith(PREFIX) or name in ("logs", "samples"):
+                    shutil.rmtree(output_dir / name)
+            (output_dir / METRICS_FILE).unlink(missing_ok=True)
+        elif config.resume_from_checkpoint and not resuming and there - BEFORE_THE_FIRST_CHECKPOINT:
+            raise ConfigError(
+                f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
+                "checkpoint; --overwrite_output_dir starts anew"
+            )
+        elif there and not config.resume_from_checkpoint:
+            raise ConfigError(
+                f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
+                "--overwrite_output_dir"
+            )
+        (output_dir / CONFIG_FILE).write_text(config.to_yaml())
+    except OSError as e:
+        raise ConfigError(f"{option}: cannot be written ({e.strerror}); name another") from None
+
+
+class MetricsLog:
+    """Metrics to the trackers and, a JSON object a line, to metrics.jsonl; sample grids to samples/ and them."""
+
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, output_dir: Path, step: int):
+        self.accelerator, self.last = accelerator, {}
+        self.mark = (time.perf_counter(), step)
+        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(config).items()}
+        accelerator.init_trackers("ddpm-mnist", config=settings)
+        self.path, self.samples = output_dir / METRICS_FILE, output_dir / "samples"
+        if accelerator.is_main_process:
+            # What an interrupted run logged after the checkpoint that it goes on from will be logged again.
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.accelerator.log(metrics, step=step)
+        self.last = self.last | metrics
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def write_picture(self, step: int, picture: Image.Image) -> None:
+        self.samples.mkdir(exist_ok=True)
+        picture.save(self.samples / f"step-{step:06d}.png")
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                pixels = np.asarray(picture.convert("RGB"))[None]
+                if tracker.name == "tensorboard":
+                    tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+                else:
+                    tracker.log_images({"samples": pixels}, step=step)
+
+    def images_per_second(self, step: int, global_batch: int) -> float:
+        """The rate since the last call, validation and checkpoints included."""
+        (then, earlier), now = self.mark, time.perf_counter()
+        self.mark = (now, step)
+        return (step - earlier) * global_batch / (now - then)
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM ask the loop to stop after the update it is at; a second Ctrl-C stops at once."""
+
+    EVERY = 10  # updates between two agreements of several processes: each costs a wait for all
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.signum, self.asked = accelerator, 0, 0
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.receive)
+
+    def receive(self, signum: int, frame) -> None:
+        self.signum = signum
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self) -> bool:
+        """Whether to stop; the same answer in all processes."""
+        if self.accelerator.num_processes == 1:
+            return self.signum != 0
+        self.asked += 1
+        if self.asked % self.EVERY:
+            return False
+        signums = self.accelerator.gather(torch.tensor([self.signum], device=self.accelerator.device))
+        self.signum = int(signums.max())
+        return self.signum != 0
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum if self.signum else 0
+
+
+def write_results(
+    output_dir: Path,
+    accelerator: Accelerator,
+    dataset: str,
+    parameters: int,
+    metrics: dict[str, float],
+    steps: int,
+    seconds: float,
+) -> None:
+    """What a run measured, and on what, into train_results.json beside the model."""
+    results = {
+        "dataset": dataset,
+        "parameters": parameters,
+        "steps_of_this_session": steps,
+        "minutes_of_this_session": seconds / 60,
+        "metrics": metrics,
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
+        "python": platform.python_version(),
+    }
+    (output_dir / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")

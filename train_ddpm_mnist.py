@@ -1,0 +1,256 @@
+"""Train a denoising diffusion probabilistic model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.
+
+    accelerate launch train_ddpm_mnist.py                          # ylecun/mnist from the Hub, configs/mnist.yaml
+    accelerate launch train_ddpm_mnist.py --config configs/smoke.yaml --output_dir /tmp/smoke
+
+`train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239), with what a run needs around it. Equation
+numbers are the paper's. The parts are in `ddpm_mnist/`.
+"""
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, gather_object
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from ddpm_mnist import DDPMScheduler, UNet2DModel
+from ddpm_mnist.checkpoint import find_checkpoint, load_state, load_weights, save_checkpoint
+from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixed_precision
+from ddpm_mnist.data import index_batches, load_data
+from ddpm_mnist.draws import draw_noise_and_timesteps
+from ddpm_mnist.export import export_pipeline
+from ddpm_mnist.run import MetricsLog, StopSignal, prepare_output_dir, tracker_names, write_results
+from ddpm_mnist.sampling import grid, to_pil
+from ddpm_mnist.validation import evaluating, held_out_loss, prediction_target, sample_grid_images
+
+
+def train(config: TrainConfig) -> int:
+    """Train, save and export; returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM.
+
+    Raises:
+        ConfigError: the data, the output folder or a checkpoint are not what the config says.
+    """
+    # ---- prepare ---------------------------------------------------------------------------------------------------
+    output_dir = Path(config.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=resolve_mixed_precision(config.mixed_precision),
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=tracker_names(config.report_to),
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
+    )
+    checkpoint = None
+    if accelerator.is_main_process and config.resume_from_checkpoint:
+        checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, accelerator.print)
+    if accelerator.is_main_process:
+        prepare_output_dir(config, resuming=checkpoint is not None)
+    checkpoint = gather_object([checkpoint])[0]
+
+    with accelerator.main_process_first():  # the first decodes the images, the others find them in the cache
+        data = load_data(config, accelerator.print)
+    if len(set(gather_object([data.fingerprint]))) > 1:
+        raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
+    train_images = data.train.to(accelerator.device)
+
+    torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/draws.py
+    unet = UNet2DModel(**config.unet)
+    scheduler = DDPMScheduler(**config.scheduler)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+
+    batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
+    global_batch = batch_size * accumulation * accelerator.num_processes  # images per update
+    max_train_steps = config.max_train_steps or math.ceil(config.num_train_epochs * len(train_images) / global_batch)
+    # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=max_train_steps,
+    )
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    bare_unet = accelerator.unwrap_model(unet, keep_torch_compile=False)  # the module itself: plain parameter names
+    # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about a tenth of the run, however long.
+    ema = EMAModel(bare_unet.parameters(), decay=config.ema_max_decay, foreach=True) if config.use_ema else None
+
+    # ---- resume, or begin ------------------------------------------------------------------------------------------
+    step = 0  # updates of the weights
+    skipped = 0  # global batches whose gradient overflowed in fp16, so that no update came of them
+    loss_sum, loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log
+    run = {  # what must not change in the middle of a run
+        "unet": config.unet,
+        "scheduler": config.scheduler,
+        "dataset": data.fingerprint,
+        "seed": config.seed,
+        "global batch": global_batch,
+        "use_ema": config.use_ema,
+    }
+    if checkpoint is not None:
+        state = load_state(checkpoint, run)
+        load_weights(checkpoint, bare_unet, ema)
+        optimizer.load_state_dict(state["optimizer"])
+        lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if accelerator.scaler is not None and state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        if ema is not None:
+            ema.optimization_step = state["step"]
+        step, skipped = state["step"], state["skipped"]
+        loss_sum, loss_count = state["loss_sum"].to(accelerator.device), state["loss_count"]
+        accelerator.print(f"Resumed from {checkpoint} at step {step}.")
+
+    def averaged_weights() -> dict[str, torch.Tensor]:
+        return dict(zip((name for name, _ in bare_unet.named_parameters()), ema.shadow_params))
+
+    def save() -> None:
+        nonlocal loss_sum
+        loss_sum = accelerator.reduce(loss_sum, "mean")  # one number, that each process may go on from
+        if accelerator.is_main_process:
+            weights = {"unet": bare_unet.state_dict()}
+            if ema is not None:
+                weights["unet_ema"] = averaged_weights()
+            state = {
+                "run": run,
+                "optimizer": optimizer.state_dict(),
+                "lr_scheduler": lr_scheduler.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "step": step,
+                "skipped": skipped,
+                "loss_sum": loss_sum,
+                "loss_count": loss_count,
+            }
+            save_checkpoint(output_dir, step, bare_unet, weights, state, config.checkpoints_total_limit)
+        accelerator.wait_for_everyone()
+
+    def validate() -> dict[str, float]:
+        """Held-out loss of the raw and of the averaged weights, and a grid of samples; every process does its share."""
+        metrics = {}
+        for name, weights in (("raw", None), ("ema", ema)) if ema is not None else (("raw", None),):
+            with evaluating(bare_unet, weights):
+                losses = held_out_loss(bare_unet, scheduler, data.test, accelerator, config.eval_batch_size)
+                metrics |= {f"held_out_{name}/{key}": value for key, value in losses.items()}
+                if weights is ema:  # the averaged weights where there are any
+                    samples = sample_grid_images(
+                        bare_unet,
+                        scheduler,
+                        accelerator,
+                        config.num_validation_images,
+                        config.eval_batch_size,
+                        config.ddpm_num_inference_steps,
+                        config.seed,
+                    )
+        if accelerator.is_main_process:
+            log.write(step, metrics)
+            log.write_picture(step, grid(to_pil(samples), zoom=2))
+        return metrics
+
+    # ---- Algorithm 1 -----------------------------------------------------------------------------------------------
+    log = MetricsLog(accelerator, config, output_dir, step)
+    stop = StopSignal(accelerator)
+    parameters = sum(p.numel() for p in bare_unet.parameters())
+    accelerator.print(
+        f"Training {parameters:,} parameters on {len(train_images):,} images of {data.name} for {max_train_steps:,}"
+        f" steps of {global_batch} ({accelerator.num_processes} process(es) x {batch_size} x {accumulation}) on"
+        f" {accelerator.device}, mixed precision {accelerator.mixed_precision}."
+    )
+    progress = tqdm(total=max_train_steps, initial=step, disable=not accelerator.is_local_main_process, desc="train")
+    batches = train_images.batches(
+        index_batches(
+            len(train_images),
+            config.seed,
+            step + skipped,
+            batch_size,
+            accumulation,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+    )
+    shape = (global_batch, config.unet["in_channels"], config.unet["sample_size"], config.unet["sample_size"])
+    started, first_step, metrics = time.perf_counter(), step, {}
+    unet.train()
+    while step < max_train_steps and not stop.requested():  # 1: repeat ... 6: until converged
+        update_loss = torch.zeros((), device=accelerator.device)
+        all_noise, all_timesteps = draw_noise_and_timesteps(
+            config.seed, step + skipped, shape, len(scheduler), accelerator.device
+        )
+        for micro_step in range(accumulation):
+            rows = accelerator.num_processes * micro_step + accelerator.process_index
+            rows = slice(rows * batch_size, (rows + 1) * batch_size)  # this process's share of the global batch
+
+            images, labels = next(batches)  # 2: x_0 ~ q(x_0)
+            timesteps = all_timesteps[rows]  # 3: t ~ Uniform
+            noise = all_noise[rows]  # 4: epsilon ~ N(0, I)
+            with accelerator.accumulate(unet):
+                # Always in float32: in half precision 1 - beta rounds to 1 at the first timesteps, and adds no noise.
+                noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
+                class_labels = labels if config.unet.get("num_class_embeds") is not None else None
+                model_output = unet(noisy_images, timesteps, class_labels=class_labels).sample  # epsilon_theta(x_t, t)
+                target = prediction_target(scheduler, images, noise, timesteps)
+                loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
+                accelerator.backward(loss)  # 5: take a gradient descent step
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            update_loss += loss.detach() / accumulation
+
+        if accelerator.optimizer_step_was_skipped:  # fp16: the scaler tries a smaller scale on the next batch
+            skipped += 1
+            continue
+        learning_rate = lr_scheduler.get_last_lr()[0]
+        lr_scheduler.step()
+        if ema is not None:
+            ema.step(bare_unet.parameters())
+        step += 1
+        loss_sum, loss_count = loss_sum + update_loss, loss_count + 1
+
+        progress.update()
+        if step % config.logging_steps == 0 or step == max_train_steps:
+            mean_loss = accelerator.reduce(loss_sum, "mean").item() / loss_count
+            rate = log.images_per_second(step, global_batch)
+            log.write(step, {"loss": mean_loss, "lr": learning_rate, "images_per_second": rate, "skipped": skipped})
+            progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{learning_rate:.1e}", images_s=f"{rate:.0f}")
+            loss_sum, loss_count = torch.zeros_like(loss_sum), 0
+        if config.validation_steps and (step % config.validation_steps == 0 or step == max_train_steps):
+            metrics = validate()
+        if step % config.checkpointing_steps == 0 or step == max_train_steps:
+            save()
+    progress.close()
+
+    # ---- finish ----------------------------------------------------------------------------------------------------
+    if step < max_train_steps:
+        if step % config.checkpointing_steps:
+            save()
+        accelerator.print(f"Stopped at step {step}; go on with --resume_from_checkpoint latest.")
+    elif accelerator.is_main_process:
+        export_pipeline(bare_unet, scheduler, output_dir, averaged_weights() if ema is not None else None)
+        seconds = time.perf_counter() - started
+        write_results(output_dir, accelerator, data.name, parameters, log.last | metrics, step - first_step, seconds)
+        accelerator.print(f"Saved to {output_dir}: {parameters:,} parameters, {seconds / 60:.1f} minutes.")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return stop.exit_code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(train(parse_args()))
+    except ConfigError as error:
+        if "--debug" in sys.argv:
+            raise
+        if os.environ.get("RANK", "0") == "0":  # all processes hit the same error; one says it
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
