@@ -8,7 +8,6 @@ numbers are the paper's. The parts are in `ddpm_mnist/`.
 """
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.checkpoint import find_checkpoint, load_state, load_weights, save_checkpoint
-from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixed_precision
+from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixed_precision, run_script
 from ddpm_mnist.data import index_batches, load_data
 from ddpm_mnist.draws import draw_noise_and_timesteps
 from ddpm_mnist.export import export_pipeline
@@ -246,11 +245,4 @@ def train(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(train(parse_args()))
-    except ConfigError as error:
-        if "--debug" in sys.argv:
-            raise
-        if os.environ.get("RANK", "0") == "0":  # all processes hit the same error; one says it
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script(lambda: train(parse_args())))

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -99,9 +100,29 @@ class TrainConfig:
 class Parser(HfArgumentParser):
     """HfArgumentParser whose errors are ConfigErrors."""
 
+    def parse_args_into_dataclasses(self, *args, **kwargs):
+        try:
+            return super().parse_args_into_dataclasses(*args, **kwargs)
+        except ValueError as e:
+            if isinstance(e, ConfigError):
+                raise
+            raise ConfigError(f"{e}; see --help") from None
+
     def error(self, message: str) -> None:
         option, _, problem = message.removeprefix("argument ").partition(": ")
         raise ConfigError(f"{option.split('/')[0]}: {problem}; see --help" if problem else f"{message}; see --help")
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """The exit code of `main`; a ConfigError is one line on stderr and 2, or a traceback under `--debug`."""
+    try:
+        return main()
+    except ConfigError as error:
+        if "--debug" in sys.argv:
+            raise
+        if os.environ.get("RANK", "0") == "0":  # all processes of a run hit the same error; one says it
+            print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def nearest(key: str, known: list[str]) -> str:

@@ -21,35 +21,13 @@ from torch import Tensor
 
 from .config import ConfigError, TrainConfig
 from .draws import seeded_generator
+from .hub import go_offline, hub_status
 
 DEFAULT_DATASET = "ylecun/mnist"
 EMBEDDED_DATASET = "scikit-learn digits"
 
 
 # ---- where the images come from ------------------------------------------------------------------------------------
-
-
-def hub_status(dataset_name: str, timeout: float = 5.0) -> str:
-    """ "found", "missing" (or private) or "unreachable", by one request: `load_dataset` itself retries for minutes."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if constants.HF_HUB_OFFLINE:
-        return "unreachable"
-    try:
-        HfApi().dataset_info(dataset_name, timeout=timeout)
-    except (RepositoryNotFoundError, GatedRepoError):
-        return "missing"
-    except Exception:  # whatever the network library of the day raises
-        return "unreachable"
-    return "found"
-
-
-def go_offline() -> None:
-    """Make `datasets` take what its cache has, or fail at once."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def load_embedded() -> datasets.DatasetDict:
@@ -81,7 +59,7 @@ def load(config: TrainConfig, warn=print) -> tuple[str, datasets.DatasetDict]:
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(f"{option}: no such folder")
     if not local:
-        status = hub_status(name)
+        status = hub_status(name, "dataset")
         if status == "missing":
             raise ConfigError(f"{option}: not on the Hub, or private; check the name, or log in with `hf auth login`")
         if status == "unreachable":

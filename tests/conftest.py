@@ -1,0 +1,108 @@
+"""Shared by all tests: a dataset folder, and the training script run in this process or as real other ones.
+
+DDPM_MNIST_DATASET names a local copy of MNIST in the layout of the Hub's `ylecun/mnist`. Without it the tests make a
+set of 300 images, so that they pass on any machine. No test needs a network.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the numbers compared here are a CPU's
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: whoever asks the Hub fails at once
+datasets.disable_progress_bars()
+
+
+def make_dataset(images: list, labels: list[int]) -> datasets.Dataset:
+    """Rows of `image` and `label`, as on the Hub."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+def blob(i: int, size: int = 28, mode: str = "L") -> Image.Image:
+    """A small deterministic picture: a bright disc whose place and radius follow i."""
+    y, x = np.mgrid[:size, :size]
+    disc = (x - size * (0.3 + 0.04 * (i % 10))) ** 2 + (y - size / 2) ** 2 < (size * (0.15 + 0.01 * (i % 7))) ** 2
+    return Image.fromarray((disc * 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(tmp_path_factory) -> str:
+    """A folder for --dataset_name: real MNIST where the environment names it, else a tiny set in the same layout."""
+    real = os.environ.get("DDPM_MNIST_DATASET")
+    if real:
+        return str(Path(real).resolve())
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    folder.mkdir()
+    for split, n in (("train", 250), ("test", 50)):
+        rows = make_dataset([blob(i) for i in range(n)], [i % 10 for i in range(n)])
+        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def smoke_args(dataset_dir: str, output_dir: Path, **options) -> list[str]:
+    """Arguments of a run of seconds; options by name override."""
+    given = {"config": ROOT / "configs/smoke.yaml", "dataset_name": dataset_dir, "output_dir": output_dir, **options}
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+@pytest.fixture
+def train(dataset_dir, tmp_path):
+    """train("name", **options) -> output folder, run in this process; `main` may be another `train` function."""
+    import train_ddpm_mnist
+    from ddpm_mnist.config import parse_args
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(name: str, **options) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        code = train_ddpm_mnist.train(parse_args(smoke_args(dataset_dir, tmp_path / name, **options)))
+        assert code == 0
+        return tmp_path / name
+
+    yield run
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def python(*args, processes: int = 1, cwd: Path = ROOT, **env) -> subprocess.CompletedProcess:
+    """Run Python, or torchrun with so many processes, in a real subprocess; text output is captured."""
+    command = [sys.executable, *map(str, args)]
+    if processes > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        env.setdefault("ACCELERATE_USE_CPU", "true")
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
+
+
+def metrics(output_dir: Path, key: str) -> dict[int, float]:
+    """step -> value of one metric of a run."""
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

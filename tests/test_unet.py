@@ -1,0 +1,229 @@
+"""The in-repo U-Net against stock diffusers: same names, same numbers, forward and backward."""
+
+import diffusers
+import pytest
+import torch
+
+from ddpm_mnist import UNet2DModel
+
+BASE = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (16, 32, 32),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 8,
+}
+RESNET = {"downsample_type": "resnet", "upsample_type": "resnet"}
+ALL_ATTENTION = {"down_block_types": ("AttnDownBlock2D",) * 3, "up_block_types": ("AttnUpBlock2D",) * 3}
+CONFIGS = {
+    "plain": {},
+    "one head as wide as the level": {"attention_head_dim": None},
+    "two layers, RGB, wider at the end": {
+        "layers_per_block": 2,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (8, 24, 40),
+    },
+    "attention everywhere": ALL_ATTENTION,
+    "resnet resampling": {**ALL_ATTENTION, **RESNET},
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
+    "scale and shift, resnet resampling, normed attention": {
+        **ALL_ATTENTION,
+        **RESNET,
+        "resnet_time_scale_shift": "scale_shift",
+        "attn_norm_num_groups": 4,
+    },
+    "fourier time": {"time_embedding_type": "fourier"},
+    "no mid attention, scaled mid": {"add_attention": False, "mid_block_scale_factor": 1.5},
+    "scaled mid attention": {"mid_block_scale_factor": 2**0.5, "attention_head_dim": 16},
+    "no mid block": {"mid_block_type": None},
+    "classes": {"num_class_embeds": 10},
+    "asymmetric padding, as in google/ddpm-cifar10-32": {"downsample_padding": 0, "sample_size": 32, "freq_shift": 1},
+    "sin before cos, another time width": {"flip_sin_to_cos": False, "time_embedding_dim": 48},
+    "gelu, epsilon, centred input": {"act_fn": "gelu", "norm_eps": 1e-6, "center_input_sample": True},
+    "heads that do not divide the width": {"attention_head_dim": 12},
+    "odd width": {"block_out_channels": (15, 30), "norm_num_groups": 5, "down_block_types": ("DownBlock2D",) * 2,
+                  "up_block_types": ("UpBlock2D",) * 2, "act_fn": "mish"},
+    "learnt variance": {"out_channels": 2, "dropout": 0.1, "act_fn": "ReLU"},
+}  # fmt: skip
+
+
+def pair(config: dict) -> tuple[UNet2DModel, diffusers.UNet2DModel]:
+    """Ours and stock's, with stock's weights in both, in eval mode."""
+    torch.manual_seed(0)
+    stock = diffusers.UNet2DModel(**BASE | config)
+    ours = UNet2DModel(**BASE | config)
+    ours.load_state_dict(stock.state_dict(), strict=True)
+    return ours.eval(), stock.eval()
+
+
+def batch(model, dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(1)
+    c, size = model.config.in_channels, model.config.sample_size
+    sample = torch.randn(3, c, size, size, generator=generator, dtype=dtype)
+    labels = torch.tensor([3, 0, 9]) if model.config.num_class_embeds else None
+    return sample, torch.tensor([1, 500, 999]), labels
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_output_and_gradients_equal_stock(name):
+    ours, stock = pair(CONFIGS[name])
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        outputs, gradients = [], []
+        for model in (ours.to(dtype), stock.to(dtype)):
+            sample, timesteps, labels = batch(model, dtype)
+            sample.requires_grad_()
+            model.zero_grad()
+            output = model(sample, timesteps, class_labels=labels).sample
+            output.square().mean().backward()
+            outputs.append(output)
+            gradients.append(
+                {n: p.grad for n, p in model.named_parameters() if p.grad is not None} | {"x": sample.grad}
+            )
+        torch.testing.assert_close(*outputs, rtol=tolerance, atol=tolerance)
+        assert gradients[0].keys() == gradients[1].keys()
+        scale = max(g.abs().max() for g in gradients[1].values())
+        for key, gradient in gradients[1].items():
+            torch.testing.assert_close(gradients[0][key], gradient, rtol=tolerance, atol=tolerance * scale, msg=key)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_state_dicts_load_both_ways_and_configs_are_the_same(name):
+    ours, stock = pair(CONFIGS[name])
+    stock.load_state_dict(ours.state_dict(), strict=True)
+    hidden = ("_class_name", "_diffusers_version")
+    assert {k: v for k, v in ours.config.items() if k not in hidden} == {
+        k: v for k, v in stock.config.items() if k not in hidden
+    }
+
+
+def test_same_seed_gives_the_same_initial_weights_as_stock():
+    torch.manual_seed(5)
+    stock = diffusers.UNet2DModel(**BASE)
+    torch.manual_seed(5)
+    ours = UNet2DModel(**BASE)
+    assert all(torch.equal(ours.state_dict()[k], v) for k, v in stock.state_dict().items())
+
+
+def test_folders_are_read_both_ways(tmp_path):
+    ours, stock = pair({})
+    ours.save_pretrained(tmp_path / "ours")
+    stock.save_pretrained(tmp_path / "stock")
+    assert not list(tmp_path.rglob("*.bin"))
+    sample, timesteps, _ = batch(ours, torch.float32)
+    expected = stock(sample, timesteps).sample
+    read_by_stock = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours")
+    read_by_ours = UNet2DModel.from_pretrained(tmp_path / "stock")
+    assert torch.equal(read_by_stock(sample, timesteps).sample, expected)
+    torch.testing.assert_close(read_by_ours(sample, timesteps).sample, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_timestep_may_be_a_number_a_scalar_or_a_batch():
+    ours, stock = pair({})
+    sample, _, _ = batch(ours, torch.float32)
+    expected = stock(sample, 7).sample
+    for timestep in (7, 7.9, torch.tensor(7), torch.tensor([7]), torch.tensor([7, 7, 7])):
+        torch.testing.assert_close(ours(sample, timestep, return_dict=False)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_size_that_does_not_halve_evenly_comes_back():
+    levels = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D") * 2, "up_block_types": ("AttnUpBlock2D",) * 4}
+    for extra in (levels, levels | RESNET, levels | {"downsample_padding": 0}):
+        model = UNet2DModel(**BASE | extra | {"block_out_channels": (8, 8, 16, 16)}).eval()
+        assert model(torch.randn(2, 1, 28, 28), 3).sample.shape == (2, 1, 28, 28)  # 28 -> 14 -> 7 -> 4 (or 3)
+        assert model(torch.randn(2, 1, 27, 21), 3).sample.shape == (2, 1, 27, 21)
+
+
+def test_gradient_checkpointing_changes_memory_not_numbers():
+    ours, _ = pair({"layers_per_block": 2})
+    sample, timesteps, _ = batch(ours, torch.float32)
+    gradients = []
+    for _ in range(2):
+        ours.zero_grad()
+        ours(sample, timesteps).sample.square().mean().backward()
+        gradients.append([p.grad.clone() for p in ours.parameters()])
+        ours.enable_gradient_checkpointing()
+    assert all(block.gradient_checkpointing for block in (*ours.down_blocks, ours.mid_block, *ours.up_blocks))
+    torch.testing.assert_close(*gradients)
+
+
+def test_gradient_checkpointing_recomputes():
+    ours, _ = pair({})
+    ours.enable_gradient_checkpointing()
+    calls = []
+    ours.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    ours(*batch(ours, torch.float32)[:2]).sample.mean().backward()
+    assert len(calls) == 2
+
+
+def test_dropout_is_active_in_training_only():
+    ours, _ = pair({"dropout": 0.5})
+    sample, timesteps, _ = batch(ours, torch.float32)
+    assert torch.equal(ours(sample, timesteps).sample, ours(sample, timesteps).sample)
+    ours.train()
+    assert not torch.equal(ours(sample, timesteps).sample, ours(sample, timesteps).sample)
+
+
+def test_bf16_autocast_is_as_near_to_float32_as_stock_is():
+    ours, stock = pair({})
+    sample, timesteps, _ = batch(ours, torch.float32)
+    exact = stock(sample, timesteps).sample
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        error = (ours(sample, timesteps).sample - exact).abs().mean()
+        stock_error = (stock(sample, timesteps).sample - exact).abs().mean()
+    assert 0 < error < 1.2 * stock_error
+
+
+def test_class_labels_are_asked_for_and_refused():
+    ours, _ = pair({"num_class_embeds": 10})
+    with pytest.raises(ValueError, match="class_labels must be given"):
+        ours(torch.randn(1, 1, 28, 28), 0)
+    ours, _ = pair({})
+    with pytest.raises(ValueError, match="num_class_embeds"):
+        ours(torch.randn(1, 1, 28, 28), 0, class_labels=torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("time_embedding_type", "learned"),
+        ("class_embed_type", "timestep"),
+        ("mid_block_type", "UNetMidBlock2DCrossAttn"),
+        ("resnet_time_scale_shift", "spatial"),
+        ("downsample_type", "fir"),
+        ("upsample_type", None),
+        ("act_fn", "tanh"),
+        ("down_block_types", ("SkipDownBlock2D",) * 3),
+        ("up_block_types", ("UpBlock2D",) * 2),
+        ("norm_num_groups", 5),
+        ("norm_num_groups", None),
+        ("attn_norm_num_groups", 7),
+        ("attention_head_dim", 64),
+        ("layers_per_block", 0),
+    ],
+)
+def test_what_is_not_covered_is_refused_by_name(option, value):
+    with pytest.raises(ValueError, match=option):
+        UNet2DModel(**BASE | {option: value})
+
+
+def test_checkpoints_from_before_diffusers_0_15_load(tmp_path):
+    """google/ddpm-cifar10-32 and its like name the projections query, key, value and proj_attn."""
+    from safetensors.torch import load_file, save_file
+
+    ours, stock = pair({})
+    stock.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for key, tensor in load_file(file).items():
+        for new_name, old_name in old.items():
+            key = key.replace(new_name, old_name)
+        renamed[key] = tensor
+    save_file(renamed, file, metadata={"format": "pt"})
+    sample, timesteps, _ = batch(ours, torch.float32)
+    read = UNet2DModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(read(sample, timesteps).sample, stock(sample, timesteps).sample, rtol=1e-5, atol=1e-5)
