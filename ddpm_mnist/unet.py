@@ -71,6 +71,11 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sample)))
 
 
+def rescale(hidden_states: Tensor, factor: float) -> Tensor:
+    """hidden_states / factor, without a pass over memory for a factor of 1, which is nearly always."""
+    return hidden_states if factor == 1 else hidden_states / factor
+
+
 class ResnetBlock2D(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))), optionally at half (`down`) or double (`up`) resolution.
 
@@ -125,7 +130,7 @@ class ResnetBlock2D(nn.Module):
         hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
         if self.conv_shortcut is not None:
             residual = self.conv_shortcut(residual)
-        return (residual + hidden_states) / self.output_scale_factor
+        return rescale(residual + hidden_states, self.output_scale_factor)
 
 
 class Attention(nn.Module):
@@ -154,7 +159,7 @@ class Attention(nn.Module):
         )
         tokens = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         hidden_states = self.to_out[0](tokens).transpose(1, 2).reshape(residual.shape)
-        return (hidden_states + residual) / self.output_scale_factor
+        return rescale(hidden_states + residual, self.output_scale_factor)
 
 
 class Downsample2D(nn.Module):

@@ -94,7 +94,8 @@ def test_reverse_process_by_schedule(betas):
 
 
 @pytest.mark.parametrize(
-    ("spacing", "offset", "steps"), itertools.product(["leading", "linspace", "trailing"], [0, 1], [1, 7, 33, 100])
+    ("spacing", "offset", "steps"),
+    list(itertools.product(["leading", "linspace", "trailing"], [0, 1], [1, 7, 33, 100])),
 )
 def test_timestep_spacings(spacing, offset, steps):
     if spacing == "leading" and offset and steps == 100:
