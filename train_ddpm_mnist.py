@@ -26,7 +26,18 @@ from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixe
 from ddpm_mnist.data import index_batches, load_data
 from ddpm_mnist.draws import draw_noise_and_timesteps
 from ddpm_mnist.export import export_pipeline
-from ddpm_mnist.run import MetricsLog, StopSignal, prepare_output_dir, tracker_names, write_results
+from ddpm_mnist.run import (
+    MAX_SKIPPED_IN_A_ROW,
+    MetricsLog,
+    StopSignal,
+    begin_output_dir,
+    check_output_dir,
+    not_finite,
+    one_process_only,
+    tracker_names,
+    use_all_cores,
+    write_results,
+)
 from ddpm_mnist.sampling import grid, to_pil
 from ddpm_mnist.validation import evaluating, held_out_loss, prediction_target, sample_grid_images
 
@@ -45,11 +56,13 @@ def train(config: TrainConfig) -> int:
         log_with=tracker_names(config.report_to),
         project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
     )
+    use_all_cores(accelerator)
+    accelerator.print(one_process_only() or "", end="")
     checkpoint = None
     if accelerator.is_main_process and config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, accelerator.print)
     if accelerator.is_main_process:
-        prepare_output_dir(config, resuming=checkpoint is not None)
+        check_output_dir(config, resuming=checkpoint is not None)
     checkpoint = gather_object([checkpoint])[0]
 
     with accelerator.main_process_first():  # the first decodes the images, the others find them in the cache
@@ -88,7 +101,7 @@ def train(config: TrainConfig) -> int:
 
     # ---- resume, or begin ------------------------------------------------------------------------------------------
     step = 0  # updates of the weights
-    skipped = 0  # global batches whose gradient overflowed in fp16, so that no update came of them
+    skipped = 0  # global batches whose gradient was not finite, so that no update came of them
     loss_sum, loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log
     run = {  # what must not change in the middle of a run
         "unet": config.unet,
@@ -117,6 +130,8 @@ def train(config: TrainConfig) -> int:
     def save() -> None:
         nonlocal loss_sum
         loss_sum = accelerator.reduce(loss_sum, "mean")  # one number, that each process may go on from
+        if not all(bool(p.isfinite().all()) for p in bare_unet.parameters()):
+            raise ConfigError(not_finite(config, output_dir, step))
         if accelerator.is_main_process:
             weights = {"unet": bare_unet.state_dict()}
             if ema is not None:
@@ -156,6 +171,10 @@ def train(config: TrainConfig) -> int:
             log.write_picture(step, grid(to_pil(samples), zoom=2))
         return metrics
 
+    if accelerator.is_main_process:
+        begin_output_dir(config)
+    accelerator.wait_for_everyone()
+
     # ---- Algorithm 1 -----------------------------------------------------------------------------------------------
     log = MetricsLog(accelerator, config, output_dir, step)
     stop = StopSignal(accelerator)
@@ -178,7 +197,7 @@ def train(config: TrainConfig) -> int:
         )
     )
     shape = (global_batch, config.unet["in_channels"], config.unet["sample_size"], config.unet["sample_size"])
-    started, first_step, metrics = time.perf_counter(), step, {}
+    started, first_step, skipped_in_a_row, metrics = time.perf_counter(), step, 0, {}
     unet.train()
     while step < max_train_steps and not stop.requested():  # 1: repeat ... 6: until converged
         update_loss = torch.zeros((), device=accelerator.device)
@@ -200,15 +219,21 @@ def train(config: TrainConfig) -> int:
                 target = prediction_target(scheduler, images, noise, timesteps)
                 loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
                 accelerator.backward(loss)  # 5: take a gradient descent step
+                finite = True
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
-                optimizer.step()
+                    gradient_norm = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+                    finite = bool(torch.isfinite(gradient_norm))
+                if finite or accelerator.scaler is not None:  # the scaler of fp16 leaves the step out itself
+                    optimizer.step()
                 optimizer.zero_grad()
             update_loss += loss.detach() / accumulation
 
-        if accelerator.optimizer_step_was_skipped:  # fp16: the scaler tries a smaller scale on the next batch
-            skipped += 1
+        if not finite or accelerator.optimizer_step_was_skipped:  # an overflow: no update, on to the next batch
+            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+            if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                raise ConfigError(not_finite(config, output_dir, step))
             continue
+        skipped_in_a_row = 0
         learning_rate = lr_scheduler.get_last_lr()[0]
         lr_scheduler.step()
         if ema is not None:

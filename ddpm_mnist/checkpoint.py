@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def save_checkpoint(
         state: for `torch.save`; tensors, numbers, strings, lists and dicts only. `state["run"]`: see `load_state`.
 
     Raises:
-        OSError: it cannot be written (disk full, no permission); older checkpoints are as they were.
+        ConfigError: it cannot be written (disk full, no permission); older checkpoints are as they were.
     """
     target = output_dir / f"{PREFIX}{step}"
     draft = output_dir / f".{target.name}.draft"
@@ -83,9 +84,12 @@ def save_checkpoint(
         (draft / MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1))
         for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
             fsync(path)
-    except BaseException:
+    except (OSError, RuntimeError, SafetensorError) as e:  # the three writers say a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
-        raise
+        raise ConfigError(
+            f"--output_dir {output_dir}: {target.name} cannot be written ({' '.join(str(e).split())[:120]}); make "
+            "room, then --resume_from_checkpoint latest: older checkpoints are whole"
+        ) from e
     replaced = output_dir / f".{target.name}.old"
     if target.exists():  # the same step again, after a resume from an earlier one
         target.rename(replaced)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import signal
@@ -15,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from .checkpoint import PREFIX
+from .checkpoint import PREFIX, list_checkpoints
 from .config import ConfigError, TrainConfig
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
+MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
 BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples"}
 
 
@@ -31,42 +33,70 @@ def tracker_names(report_to: str) -> str | None:
     return report_to
 
 
-def prepare_output_dir(config: TrainConfig, resuming: bool) -> None:
-    """Make the folder and save the settings in it, unless something is there that nobody asked to replace.
+def use_all_cores(accelerator: Accelerator) -> None:
+    """Share the cores among this machine's processes, where the launcher set one thread for each.
 
-    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
-    exported pipeline is replaced at the end.
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which halves the speed of two cores
+    and wastes seven of eight. To use fewer cores than there are, give the run fewer (taskset, a container's cpuset).
+    """
+    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def one_process_only() -> str | None:
+    """A warning where `accelerate launch --cpu --num_processes N` was typed, which starts one process, silently."""
+    meant_more = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if meant_more and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return (
+            "!!! accelerate launch starts ONE process on a CPU, whatever --num_processes says (without MPI). For N: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train_ddpm_mnist.py ...\n"
+        )
+    return None
+
+
+def check_output_dir(config: TrainConfig, resuming: bool) -> None:
+    """Look whether the run may write into the folder; write nothing yet, since the data may still be refused.
 
     Raises:
-        ConfigError: the folder is a file, cannot be written, or is not empty.
+        ConfigError: the folder is a file, cannot be written, or holds what nobody asked to replace.
     """
     output_dir = Path(config.output_dir)
     option = f"--output_dir {output_dir}"
     if config.overwrite_output_dir and config.resume_from_checkpoint:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint goes on: give one of them")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ConfigError(f"{option}: is a file; name a folder")
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in output_dir.iterdir()}
-        if config.overwrite_output_dir:
-            for name in there:
-                if name.startswith(PREFIX) or name in ("logs", "samples"):
-                    shutil.rmtree(output_dir / name)
-            (output_dir / METRICS_FILE).unlink(missing_ok=True)
-        elif config.resume_from_checkpoint and not resuming and there - BEFORE_THE_FIRST_CHECKPOINT:
-            raise ConfigError(
-                f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
-                "checkpoint; --overwrite_output_dir starts anew"
-            )
-        elif there and not config.resume_from_checkpoint:
-            raise ConfigError(
-                f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
-                "--overwrite_output_dir"
-            )
-        (output_dir / CONFIG_FILE).write_text(config.to_yaml())
-    except OSError as e:
-        raise ConfigError(f"{option}: cannot be written ({e.strerror}); name another") from None
+    existing = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{option}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option}: {existing} cannot be written; name another, or change its permissions")
+    there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
+    if config.resume_from_checkpoint and not resuming and there - BEFORE_THE_FIRST_CHECKPOINT:
+        raise ConfigError(
+            f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
+            "checkpoint; --overwrite_output_dir starts anew"
+        )
+    if there and not config.resume_from_checkpoint and not config.overwrite_output_dir:
+        raise ConfigError(
+            f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
+            "--overwrite_output_dir"
+        )
+
+
+def begin_output_dir(config: TrainConfig) -> None:
+    """Make the folder and save the settings in it.
+
+    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
+    exported pipeline is replaced at the end.
+    """
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if config.overwrite_output_dir:
+        for path in output_dir.iterdir():
+            if path.name.startswith(PREFIX) or path.name in ("logs", "samples"):
+                shutil.rmtree(path)
+        (output_dir / METRICS_FILE).unlink(missing_ok=True)
+    (output_dir / CONFIG_FILE).write_text(config.to_yaml())
 
 
 class MetricsLog:
@@ -107,6 +137,16 @@ class MetricsLog:
         (then, earlier), now = self.mark, time.perf_counter()
         self.mark = (now, step)
         return (step - earlier) * global_batch / (now - then)
+
+
+def not_finite(config: TrainConfig, output_dir: Path, step: int) -> str:
+    """The error of a run that came apart."""
+    checkpoints = list_checkpoints(output_dir)
+    good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+    return (
+        f"--learning_rate {config.learning_rate}: loss or weights are no longer finite at step {step}; lower it, or "
+        f"set --mixed_precision no; {good}"
+    )
 
 
 class StopSignal:
