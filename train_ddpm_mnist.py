@@ -7,7 +7,6 @@
 numbers are the paper's. The parts are in `ddpm_mnist/`.
 """
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.checkpoint import find_checkpoint, load_state, load_weights, save_checkpoint
+from ddpm_mnist.checkpoint import load_state, load_weights, save_checkpoint
 from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixed_precision, run_script
 from ddpm_mnist.data import index_batches, load_data
 from ddpm_mnist.draws import draw_noise_and_timesteps
@@ -58,11 +57,7 @@ def train(config: TrainConfig) -> int:
     )
     use_all_cores(accelerator)
     accelerator.print(one_process_only() or "", end="")
-    checkpoint = None
-    if accelerator.is_main_process and config.resume_from_checkpoint:
-        checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, accelerator.print)
-    if accelerator.is_main_process:
-        check_output_dir(config, resuming=checkpoint is not None)
+    checkpoint = check_output_dir(config) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
 
     with accelerator.main_process_first():  # the first decodes the images, the others find them in the cache
@@ -85,8 +80,8 @@ def train(config: TrainConfig) -> int:
     )
 
     batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
-    global_batch = batch_size * accumulation * accelerator.num_processes  # images per update
-    max_train_steps = config.max_train_steps or math.ceil(config.num_train_epochs * len(train_images) / global_batch)
+    global_batch = config.global_batch(accelerator.num_processes)  # images per update
+    max_train_steps = config.num_steps(len(train_images), accelerator.num_processes)
     # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
@@ -269,5 +264,15 @@ def train(config: TrainConfig) -> int:
     return stop.exit_code
 
 
+def main() -> int:
+    """Read the options; train, or with `--check` report and do not train."""
+    config = parse_args()
+    if "--check" in sys.argv:
+        from ddpm_mnist.doctor import check
+
+        return check(config)
+    return train(config)
+
+
 if __name__ == "__main__":
-    sys.exit(run_script(lambda: train(parse_args())))
+    sys.exit(run_script(main))

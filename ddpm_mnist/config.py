@@ -7,6 +7,7 @@ sections with a dot: `--unet.layers_per_block 2`. Whatever cannot be right ends 
 
 import difflib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -92,6 +93,14 @@ class TrainConfig:
     unet: dict = field(default_factory=dict, init=False)
     scheduler: dict = field(default_factory=dict, init=False)
 
+    def global_batch(self, num_processes: int) -> int:
+        """Images per update of the weights, over all processes and micro-batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps * num_processes
+
+    def num_steps(self, num_images: int, num_processes: int) -> int:
+        """Updates in the run: `max_train_steps`, or as many as `num_train_epochs` passes over the images take."""
+        return self.max_train_steps or math.ceil(self.num_train_epochs * num_images / self.global_batch(num_processes))
+
     def to_yaml(self) -> str:
         """All settings as a file that `--config` reads."""
         return yaml.safe_dump(asdict(self), sort_keys=False)
@@ -169,6 +178,7 @@ def parse_args(args: list[str] | None = None) -> TrainConfig:
     args = sys.argv[1:] if args is None else list(args)
     parser = Parser(TrainConfig, description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of options.")
+    parser.add_argument("--check", action="store_true", help="Report on the run to be, and do not train.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     known, _ = parser.parse_known_args(args)
 
@@ -178,6 +188,12 @@ def parse_args(args: list[str] | None = None) -> TrainConfig:
     for key in values:
         if key not in options:
             raise ConfigError(f"--config {known.config}: unknown key {key}; {nearest(key, options + list(SECTIONS))}")
+
+    def on_command_line(option: str) -> bool:
+        return any(arg.partition("=")[0].replace("-", "_") == f"__{option}" for arg in args)
+
+    if on_command_line("num_train_epochs") and not on_command_line("max_train_steps"):
+        values.pop("max_train_steps", None)  # else the file's number of steps would silently win over it
 
     # The file becomes arguments before the given ones: one reader, one set of type checks, and the last one wins.
     # null stands for "as if not given".

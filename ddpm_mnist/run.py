@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from .checkpoint import PREFIX, list_checkpoints
+from .checkpoint import PREFIX, find_checkpoint, list_checkpoints
 from .config import ConfigError, TrainConfig
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
@@ -55,11 +55,15 @@ def one_process_only() -> str | None:
     return None
 
 
-def check_output_dir(config: TrainConfig, resuming: bool) -> None:
-    """Look whether the run may write into the folder; write nothing yet, since the data may still be refused.
+def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
+    """Look whether the run may write into its folder; write nothing yet, since the data may still be refused.
+
+    Returns:
+        The checkpoint to go on from, or None for a new run.
 
     Raises:
-        ConfigError: the folder is a file, cannot be written, or holds what nobody asked to replace.
+        ConfigError: the folder is a file, cannot be written, or holds what nobody asked to replace; or the checkpoint
+            that was asked for is missing or damaged.
     """
     output_dir = Path(config.output_dir)
     option = f"--output_dir {output_dir}"
@@ -68,10 +72,14 @@ def check_output_dir(config: TrainConfig, resuming: bool) -> None:
     existing = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise ConfigError(f"{option}: {existing} is a file; name a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise ConfigError(f"{option}: {existing} cannot be written; name another, or change its permissions")
+    if config.resume_from_checkpoint:
+        checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, warn)
+        if checkpoint is not None:
+            return checkpoint
     there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
-    if config.resume_from_checkpoint and not resuming and there - BEFORE_THE_FIRST_CHECKPOINT:
+    if config.resume_from_checkpoint and there - BEFORE_THE_FIRST_CHECKPOINT:
         raise ConfigError(
             f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
             "checkpoint; --overwrite_output_dir starts anew"
@@ -81,6 +89,7 @@ def check_output_dir(config: TrainConfig, resuming: bool) -> None:
             f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
             "--overwrite_output_dir"
         )
+    return None
 
 
 def begin_output_dir(config: TrainConfig) -> None:

@@ -1,0 +1,316 @@
+"""The training script: what a run writes, and the traps that other training scripts have fallen into."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, metrics, python, same, smoke_args, weights
+from diffusers.training_utils import EMAModel
+from PIL import Image, ImageChops
+
+import train_ddpm_mnist
+from ddpm_mnist import DDPMScheduler, UNet2DModel
+from ddpm_mnist.checkpoint import load_state
+from ddpm_mnist.config import parse_args
+
+
+def test_a_run_writes_everything(train):
+    out = train("run", report_to="tensorboard", checkpoints_total_limit=1)
+    assert sorted(metrics(out, "loss")) == [2, 4, 6, 8]
+    assert metrics(out, "loss")[8] < metrics(out, "loss")[2]
+    for key in ("held_out_raw/loss", "held_out_ema/loss", *(f"held_out_ema/loss_q{q}" for q in (1, 2, 3, 4))):
+        assert sorted(metrics(out, key)) == [4, 8]
+    assert [p.name for p in sorted((out / "samples").iterdir())] == ["step-000004.png", "step-000008.png"]
+    picture = Image.open(out / "samples/step-000008.png")
+    assert picture.mode == "L" and picture.size == (2 * 2 * 28, 2 * 2 * 28)
+    assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-8"]
+    assert list(out.glob("logs/**/events.out.tfevents*"))
+    results = json.loads((out / "train_results.json").read_text())
+    assert results["parameters"] == sum(p.numel() for p in UNet2DModel.from_pretrained(out / "unet").parameters())
+    assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pkl")]
+
+
+def test_saved_settings_give_the_same_run_again(train, tmp_path):
+    first = train("first", max_train_steps=4)
+    saved = yaml.safe_load((first / "train_config.yaml").read_text())
+    assert saved["unet"]["block_out_channels"] == [8, 16] and saved["train_batch_size"] == 16
+    config = parse_args(["--config", str(first / "train_config.yaml"), "--output_dir", str(tmp_path / "second")])
+    assert train_ddpm_mnist.train(config) == 0
+    assert same(weights(first / "unet"), weights(tmp_path / "second/unet"))
+
+
+def test_the_seed_decides(train):
+    a, b, c = (train(n, seed=s, max_train_steps=2, validation_steps=0) for n, s in (("a", 1), ("b", 1), ("c", 2)))
+    assert same(weights(a / "unet"), weights(b / "unet"))
+    assert not same(weights(a / "unet"), weights(c / "unet"))
+
+
+@pytest.mark.parametrize("extra", [{}, {"mixed_precision": "bf16"}, {"unet.dropout": 0.1, "use_ema": False}], ids=str)
+def test_resume_is_exact(train, tmp_path, extra):
+    whole = train("whole", **extra)
+    train("parts", checkpointing_steps=3, max_train_steps=8, **extra)
+    parts = tmp_path / "parts"
+    for name in ("checkpoint-8", "checkpoint-6"):  # as if it had been killed after step 3 to 5
+        for path in sorted((parts / name).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (parts / name).rmdir()
+    train("parts", checkpointing_steps=3, resume_from_checkpoint="latest", **extra)
+    assert same(weights(whole / "unet"), weights(parts / "unet"))
+    assert same(weights(whole / "checkpoint-8/unet"), weights(parts / "checkpoint-8/unet"))
+    for key in ("loss", "lr", "held_out_raw/loss"):
+        assert metrics(whole, key) == metrics(parts, key), key
+    states = [load_state(folder / "checkpoint-8", {}) for folder in (whole, parts)]
+    for moments in zip(*(state["optimizer"]["state"].values() for state in states)):
+        assert same(*({k: torch.as_tensor(v) for k, v in moment.items()} for moment in moments))
+
+
+def test_a_resumed_run_may_be_longer_but_not_another(train, capsys):
+    out = train("run", max_train_steps=4)
+    train("run", max_train_steps=6, resume_from_checkpoint="latest")
+    assert (out / "checkpoint-6").is_dir() and sorted(metrics(out, "lr")) == [2, 4, 6]
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------
+
+
+def test_processes_and_accumulation_do_not_change_the_run(train, dataset_dir, tmp_path):
+    """1 x 16, 2 x 8 and 1 x 8 x 2: the same losses, learning rates, held-out losses and samples."""
+    one = train("one", num_validation_images=5)
+    accumulated = train("accumulated", train_batch_size=8, gradient_accumulation_steps=2, num_validation_images=5)
+    args = smoke_args(dataset_dir, tmp_path / "two", train_batch_size=8, num_validation_images=5)
+    done = python("train_ddpm_mnist.py", *args, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "(2 process(es) x 8 x 1)" in done.stdout
+    for other in (accumulated, tmp_path / "two"):
+        assert metrics(other, "lr") == metrics(one, "lr")
+        for key in ("loss", "held_out_raw/loss", "held_out_ema/loss"):
+            assert metrics(other, key) == pytest.approx(metrics(one, key), rel=1e-4), key
+        pictures = [Image.open(run / "samples/step-000008.png") for run in (one, other)]
+        assert max(ImageChops.difference(*pictures).getextrema()) <= 2
+    assert list((tmp_path / "two").glob("checkpoint-8/*.pt")) == [tmp_path / "two/checkpoint-8/state.pt"]
+
+
+def test_accelerate_launch(dataset_dir, tmp_path):
+    """--cpu --num_processes 2 starts one process, which trains, and says that it is one."""
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=2, mixed_precision="auto")
+    done = python(*launch, "--mixed_precision", "bf16", "train_ddpm_mnist.py", *args)
+    assert done.returncode == 0, done.stderr
+    assert "mixed precision bf16" in done.stdout
+    assert "starts ONE process on a CPU" in done.stdout
+    assert (tmp_path / "run/model_index.json").exists()
+
+
+def test_all_cores_are_used_where_the_launcher_says_one_thread(dataset_dir, tmp_path):
+    args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=1, validation_steps=0)
+    assert python("train_ddpm_mnist.py", *args, OMP_NUM_THREADS="1").returncode == 0
+    cores = len(__import__("os").sched_getaffinity(0))
+    assert json.loads((tmp_path / "run/train_results.json").read_text())["threads"] == cores
+
+
+# ---- traps ---------------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_added_in_float32_in_mixed_precision(train, monkeypatch):
+    seen = []
+    original = DDPMScheduler.add_noise
+
+    def add_noise(self, original_samples, noise, timesteps):
+        noisy = original(self, original_samples, noise, timesteps)
+        seen.append((original_samples.dtype, noise.dtype, noisy.dtype, torch.is_autocast_enabled("cpu")))
+        return noisy
+
+    monkeypatch.setattr(DDPMScheduler, "add_noise", add_noise)
+    train("run", mixed_precision="bf16", max_train_steps=2, validation_steps=1)
+    assert set(seen) == {(torch.float32,) * 3 + (False,)}
+
+
+def test_the_unet_computes_in_bf16_when_asked(train, monkeypatch):
+    dtypes = set()
+    original = torch.nn.Conv2d.forward
+
+    def forward(self, x):
+        y = original(self, x)
+        dtypes.add(y.dtype)
+        return y
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    out = train("run", mixed_precision="bf16", max_train_steps=2)
+    assert dtypes == {torch.bfloat16}
+    assert all(w.dtype == torch.float32 for w in weights(out / "unet").values())
+
+
+def test_warm_up_and_end_count_updates_whatever_the_processes(train, dataset_dir, tmp_path):
+    options = {"lr_scheduler": "linear", "lr_warmup_steps": 4, "logging_steps": 1, "validation_steps": 0}
+    train("one", gradient_accumulation_steps=3, train_batch_size=2, **options)
+    args = smoke_args(dataset_dir, tmp_path / "two", train_batch_size=2, **options)
+    assert python("train_ddpm_mnist.py", *args, processes=2).returncode == 0
+    expected = {s + 1: 1e-3 * min(s / 4, (8 - s) / 4) for s in range(8)}
+    assert metrics(tmp_path / "one", "lr") == pytest.approx(expected)
+    assert metrics(tmp_path / "two", "lr") == pytest.approx(expected)
+
+
+def test_samples_are_drawn_in_eval_mode_and_training_goes_on_in_train_mode(train, monkeypatch):
+    modes = []
+    original = UNet2DModel.forward
+
+    def forward(self, sample, timestep, **kwargs):
+        modes.append((self.training, torch.is_grad_enabled()))
+        return original(self, sample, timestep, **kwargs)
+
+    monkeypatch.setattr(UNet2DModel, "forward", forward)
+    train("run", max_train_steps=3, validation_steps=2, **{"unet.dropout": 0.1})
+    validation = [i for i, mode in enumerate(modes) if mode == (False, False)]
+    assert modes[:2] == [(True, True)] * 2 and validation[0] == 2
+    assert set(modes) == {(True, True), (False, False)}
+    assert modes.count((True, True)) == 3
+
+
+def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
+    """fp16's gradient scaler, on a CPU: a first scale so large that gradients overflow until it has halved enough."""
+    original = train_ddpm_mnist.Accelerator
+
+    def accelerator(**kwargs):
+        made = original(**kwargs)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        return made
+
+    monkeypatch.setattr(train_ddpm_mnist, "Accelerator", accelerator)
+    out = train("run", logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=9)
+    skipped = metrics(out, "skipped")
+    assert 0 < skipped[1] == skipped[8] < 25
+    assert sorted(skipped) == list(range(1, 9))
+    states = [load_state(out / f"checkpoint-{step}", {}) for step in range(1, 9)]
+    assert [s["lr_scheduler"]["last_epoch"] for s in states] == list(range(1, 9))
+    assert [int(s["optimizer"]["state"][0]["step"]) for s in states] == list(range(1, 9))
+    monkeypatch.undo()
+    assert metrics(out, "lr") == metrics(train("plain", logging_steps=1), "lr")
+    # EMAModel's first step copies the weights: had it counted skipped steps, it would average in the initial ones
+    assert same(weights(out / "checkpoint-1/unet"), weights(out / "checkpoint-1/unet_ema"))
+
+
+def test_a_run_whose_loss_is_not_finite_stops_with_its_last_good_checkpoint(dataset_dir, tmp_path):
+    good = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=4, validation_steps=0)
+    assert python("train_ddpm_mnist.py", *good).returncode == 0
+    bad = good + ["--resume_from_checkpoint=latest", "--max_train_steps=40", "--max_grad_norm=1e30"]
+    bad += ["--adam_beta1=0", "--adam_epsilon=1e-30", "--learning_rate=1e30", "--lr_scheduler=constant"]
+    # the learning rate of a resumed run is the checkpoint's; a fresh run shows the blow-up
+    fresh = [a for a in bad if "resume" not in a] + ["--overwrite_output_dir=true", "--checkpointing_steps=100"]
+    done = python("train_ddpm_mnist.py", *fresh)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "--learning_rate 1e+30" in errors[0] and "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("steps", [50, 1000, 20000])
+def test_the_average_spans_a_part_of_the_run_and_forgets_the_start(steps):
+    """Of the weight given to the steps of a run, hardly any goes to its first half, and half to its last tenth."""
+    config = parse_args(["--config", str(ROOT / "configs/mnist.yaml")])
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    ema = EMAModel([parameter], decay=config.ema_max_decay)
+    decays = [ema.get_decay(step) for step in range(1, steps + 1)]
+    weight, later = [], 1.0
+    for decay in reversed(decays):
+        weight.append(later * (1 - decay))
+        later *= decay
+    assert later == 0  # of the initial weights nothing is left
+    assert sum(weight[: steps // 10]) > 0.5
+    assert sum(weight[steps // 2 :]) < 0.01
+
+
+def test_rgb_is_not_forced_on_a_grayscale_set(train):
+    out = train("run", max_train_steps=1)
+    config = json.loads((out / "unet/config.json").read_text())
+    assert (config["in_channels"], config["out_channels"]) == (1, 1)
+    assert weights(out / "unet")["conv_in.weight"].shape[1] == 1
+
+
+def test_a_run_saves_a_last_checkpoint(train):
+    out = train("run", max_train_steps=3, checkpointing_steps=1000)
+    assert (out / "checkpoint-3/manifest.json").exists()
+
+
+def test_a_compiled_model_exports_plain_names(train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    compiled = []
+    original = train_ddpm_mnist.Accelerator.prepare
+
+    def prepare(self, *args, **kwargs):
+        prepared = original(self, *args, **kwargs)
+        compiled.append(hasattr(prepared[0], "_orig_mod"))
+        return prepared
+
+    monkeypatch.setattr(train_ddpm_mnist.Accelerator, "prepare", prepare)
+    out = train("run", max_train_steps=2, validation_steps=0)
+    assert compiled == [True]
+    for folder in (out / "unet", out / "checkpoint-2/unet", out / "checkpoint-2/unet_ema"):
+        assert weights(folder).keys() == UNet2DModel.from_pretrained(out / "unet").state_dict().keys()
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_log(train):
+    each = metrics(train("each", logging_steps=1, validation_steps=0), "loss")
+    mean = metrics(train("mean", logging_steps=4, validation_steps=0), "loss")
+    assert mean == pytest.approx({4: sum(each[s] for s in (1, 2, 3, 4)) / 4, 8: sum(each[s] for s in (5, 6, 7, 8)) / 4})
+
+
+def test_held_out_loss_is_fixed_and_covers_all_timesteps(train):
+    a = train("a", max_train_steps=4, eval_batch_size=7)
+    b = train("b", max_train_steps=4, eval_batch_size=32)
+    assert metrics(a, "held_out_raw/loss") == pytest.approx(metrics(b, "held_out_raw/loss"), rel=1e-5)
+    quarters = [metrics(a, f"held_out_raw/loss_q{q}")[4] for q in (1, 2, 3, 4)]
+    assert sum(quarters) / 4 == pytest.approx(metrics(a, "held_out_raw/loss")[4], rel=1e-5)
+
+
+def test_a_conditional_unet_trains_on_labels(train):
+    out = train("run", **{"unet.num_class_embeds": 10})
+    assert weights(out / "unet")["class_embedding.weight"].shape[0] == 10
+    initial = UNet2DModel.from_pretrained(out / "checkpoint-4/unet").class_embedding.weight
+    assert not torch.equal(weights(out / "unet")["class_embedding.weight"], initial)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_other_prediction_types_learn_too(train, prediction_type):
+    out = train(
+        "run",
+        max_train_steps=40,
+        learning_rate=3e-3,
+        logging_steps=10,
+        validation_steps=0,
+        **{"scheduler.prediction_type": prediction_type},
+    )
+    loss = metrics(out, "loss")
+    assert loss[40] < 0.8 * loss[10]
+
+
+# ---- stopping ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(train, dataset_dir, tmp_path, signum, code):
+    options = {"max_train_steps": 60, "validation_steps": 0, "checkpointing_steps": 1000, "logging_steps": 1}
+    args = smoke_args(dataset_dir, tmp_path / "stopped", **options)
+    process = subprocess.Popen(
+        [sys.executable, "train_ddpm_mnist.py", *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    log = tmp_path / "stopped/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert b"go on with --resume_from_checkpoint latest" in stdout and b"Traceback" not in stderr
+    (checkpoint,) = (tmp_path / "stopped").glob("checkpoint-*")
+    assert 3 <= int(checkpoint.name.split("-")[1]) < 60
+    assert not (tmp_path / "stopped/model_index.json").exists()
+    train("stopped", resume_from_checkpoint="latest", **options)
+    whole = train("whole", **options)
+    assert same(weights(tmp_path / "stopped/unet"), weights(whole / "unet"))
+    assert metrics(tmp_path / "stopped", "loss") == metrics(whole, "loss")
