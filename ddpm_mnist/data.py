@@ -145,18 +145,25 @@ class Images:
 
     images: Tensor
     labels: Tensor | None
+    device: torch.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Images":
-        return Images(self.images.to(device), None if self.labels is None else self.labels.to(device))
+        """Batches come on `device`. So do all the images, unless they would take half of a GPU's free memory."""
+        self.device = device
+        if device.type != "cuda" or self.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.images = self.images.to(device)
+            self.labels = None if self.labels is None else self.labels.to(device)
+        return self
 
     def batches(self, index_batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """x_0 `[B, C, H, W]` float32 in [-1, 1], and labels `[B]`, for each tensor of indices."""
         for indices in index_batches:
             indices = indices.to(self.images.device)
-            yield scale(self.images[indices]), None if self.labels is None else self.labels[indices]
+            labels = None if self.labels is None else self.labels[indices].to(self.device)
+            yield scale(self.images[indices].to(self.device)), labels
 
 
 def scale(pixels: Tensor) -> Tensor:

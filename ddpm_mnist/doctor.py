@@ -100,7 +100,7 @@ def cost_report(config: TrainConfig, accelerator: Accelerator, unet: UNet2DModel
         f"memory: {copies * weights / 1e6:.1f} MB of weights, gradients, Adam's moments{average}"
         f" + {saved / 1e6:.0f} MB of activations in a batch",
         f"time: {len(images) / min(seconds):.0f} images/s per process, about {minutes:.1f} minutes without validation",
-        f"sampling: {forward * T:.1f} s an image in {T} steps, {forward * 50:.2f} s in 50 (in batches of {len(images)})",
+        f"sampling: {forward * T:.1f} s an image in {T} steps, {forward * 50:.2f} s in 50, in batches of {len(images)}",
     ]
 
 
