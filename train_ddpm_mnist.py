@@ -23,7 +23,7 @@ from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.checkpoint import load_state, load_weights, save_checkpoint
 from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixed_precision, run_script
 from ddpm_mnist.data import index_batches, load_data
-from ddpm_mnist.draws import draw_noise_and_timesteps
+from ddpm_mnist.draws import draw_noise_and_timesteps, seed_dropout
 from ddpm_mnist.export import export_pipeline
 from ddpm_mnist.run import (
     MAX_SKIPPED_IN_A_ROW,
@@ -200,8 +200,9 @@ def train(config: TrainConfig) -> int:
             config.seed, step + skipped, shape, len(scheduler), accelerator.device
         )
         for micro_step in range(accumulation):
-            rows = accelerator.num_processes * micro_step + accelerator.process_index
-            rows = slice(rows * batch_size, (rows + 1) * batch_size)  # this process's share of the global batch
+            share = accelerator.num_processes * micro_step + accelerator.process_index
+            rows = slice(share * batch_size, (share + 1) * batch_size)  # this process's part of the global batch
+            seed_dropout(config.seed, step + skipped, share)
 
             images, labels = next(batches)  # 2: x_0 ~ q(x_0)
             timesteps = all_timesteps[rows]  # 3: t ~ Uniform
@@ -217,8 +218,9 @@ def train(config: TrainConfig) -> int:
                 finite = True
                 if accelerator.sync_gradients:
                     gradient_norm = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
-                    finite = bool(torch.isfinite(gradient_norm))
-                if finite or accelerator.scaler is not None:  # the scaler of fp16 leaves the step out itself
+                    if accelerator.scaler is None:  # the scaler of fp16 looks itself, and leaves the step out
+                        finite = bool(torch.isfinite(gradient_norm))
+                if finite:
                     optimizer.step()
                 optimizer.zero_grad()
             update_loss += loss.detach() / accumulation

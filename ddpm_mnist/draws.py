@@ -7,13 +7,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PURPOSES = ("epoch", "training noise", "held-out noise", "sample")  # the order is part of every result: only append
+# The place of a purpose in this row is part of every result: only append.
+PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout")
+
+
+def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """63 bits (what `manual_seed` takes) that are a function of the arguments, unrelated to those of any others."""
+    state = np.random.SeedSequence([seed, PURPOSES.index(purpose), *numbers]).generate_state(1, np.uint64)[0]
+    return int(state >> 1)
 
 
 def seeded_generator(seed: int, purpose: str, number: int = 0, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator whose stream is a function of (seed, purpose, number), unrelated to that of any other triple."""
-    state = np.random.SeedSequence([seed, PURPOSES.index(purpose), number]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device=device).manual_seed(int(state >> 1))  # 63 bits: what manual_seed takes
+    """A generator whose stream is a function of (seed, purpose, number)."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, number))
+
+
+def seed_dropout(seed: int, number: int, share: int) -> None:
+    """Make dropout, which draws from the global generators, a function of the global batch and the share of it.
+
+    So a run with dropout is exact to resume; but its masks, unlike all else, depend on how a batch is shared out.
+    """
+    torch.manual_seed(derived_seed(seed, "dropout", number, share))
 
 
 def draw_noise_and_timesteps(

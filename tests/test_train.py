@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from conftest import ROOT, metrics, python, same, smoke_args, weights
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageChops
@@ -53,7 +54,7 @@ def test_the_seed_decides(train):
 @pytest.mark.parametrize("extra", [{}, {"mixed_precision": "bf16"}, {"unet.dropout": 0.1, "use_ema": False}], ids=str)
 def test_resume_is_exact(train, tmp_path, extra):
     whole = train("whole", **extra)
-    train("parts", checkpointing_steps=3, max_train_steps=8, **extra)
+    train("parts", checkpointing_steps=3, checkpoints_total_limit=3, **extra)
     parts = tmp_path / "parts"
     for name in ("checkpoint-8", "checkpoint-6"):  # as if it had been killed after step 3 to 5
         for path in sorted((parts / name).rglob("*"), reverse=True):
@@ -172,12 +173,16 @@ def test_samples_are_drawn_in_eval_mode_and_training_goes_on_in_train_mode(train
 
 
 def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
-    """fp16's gradient scaler, on a CPU: a first scale so large that gradients overflow until it has halved enough."""
+    """fp16 with its gradient scaler, on a CPU, where Accelerate would refuse it.
+
+    The first scale is so large that gradients overflow until it has been halved enough.
+    """
     original = train_ddpm_mnist.Accelerator
 
     def accelerator(**kwargs):
         made = original(**kwargs)
-        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        AcceleratorState._shared_state["_mixed_precision"] = "fp16"
+        made.native_amp, made.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**24)
         return made
 
     monkeypatch.setattr(train_ddpm_mnist, "Accelerator", accelerator)
@@ -190,6 +195,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
     assert [int(s["optimizer"]["state"][0]["step"]) for s in states] == list(range(1, 9))
     monkeypatch.undo()
     assert metrics(out, "lr") == metrics(train("plain", logging_steps=1), "lr")
+    assert metrics(out, "loss")[8] < metrics(out, "loss")[1]
     # EMAModel's first step copies the weights: had it counted skipped steps, it would average in the initial ones
     assert same(weights(out / "checkpoint-1/unet"), weights(out / "checkpoint-1/unet_ema"))
 
