@@ -99,12 +99,10 @@ def train(config: TrainConfig) -> int:
     skipped = 0  # global batches whose gradient was not finite, so that no update came of them
     loss_sum, loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log
     run = {  # what must not change in the middle of a run
-        "unet": config.unet,
-        "scheduler": config.scheduler,
+        **config.identity(),
         "dataset": data.fingerprint,
-        "seed": config.seed,
         "global batch": global_batch,
-        "use_ema": config.use_ema,
+        "mixed precision": accelerator.mixed_precision,
     }
     if checkpoint is not None:
         state = load_state(checkpoint, run)
@@ -144,8 +142,8 @@ def train(config: TrainConfig) -> int:
             save_checkpoint(output_dir, step, bare_unet, weights, state, config.checkpoints_total_limit)
         accelerator.wait_for_everyone()
 
-    def validate() -> dict[str, float]:
-        """Held-out loss of the raw and of the averaged weights, and a grid of samples; every process does its share."""
+    def validate() -> None:
+        """Log the held-out loss of raw and averaged weights, and a grid of samples; every process does its share."""
         metrics = {}
         for name, weights in (("raw", None), ("ema", ema)) if ema is not None else (("raw", None),):
             with evaluating(bare_unet, weights):
@@ -164,7 +162,6 @@ def train(config: TrainConfig) -> int:
         if accelerator.is_main_process:
             log.write(step, metrics)
             log.write_picture(step, grid(to_pil(samples), zoom=2))
-        return metrics
 
     if accelerator.is_main_process:
         begin_output_dir(config)
@@ -192,7 +189,7 @@ def train(config: TrainConfig) -> int:
         )
     )
     shape = (global_batch, config.unet["in_channels"], config.unet["sample_size"], config.unet["sample_size"])
-    started, first_step, skipped_in_a_row, metrics = time.perf_counter(), step, 0, {}
+    started, first_step, skipped_in_a_row = time.perf_counter(), step, 0
     unet.train()
     while step < max_train_steps and not stop.requested():  # 1: repeat ... 6: until converged
         update_loss = torch.zeros((), device=accelerator.device)
@@ -246,7 +243,7 @@ def train(config: TrainConfig) -> int:
             progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{learning_rate:.1e}", images_s=f"{rate:.0f}")
             loss_sum, loss_count = torch.zeros_like(loss_sum), 0
         if config.validation_steps and (step % config.validation_steps == 0 or step == max_train_steps):
-            metrics = validate()
+            validate()
         if step % config.checkpointing_steps == 0 or step == max_train_steps:
             save()
     progress.close()
@@ -259,11 +256,12 @@ def train(config: TrainConfig) -> int:
     elif accelerator.is_main_process:
         export_pipeline(bare_unet, scheduler, output_dir, averaged_weights() if ema is not None else None)
         seconds = time.perf_counter() - started
-        write_results(output_dir, accelerator, data.name, parameters, log.last | metrics, step - first_step, seconds)
+        if step > first_step:
+            write_results(output_dir, accelerator, data.name, parameters, log.last, step - first_step, seconds)
         accelerator.print(f"Saved to {output_dir}: {parameters:,} parameters, {seconds / 60:.1f} minutes.")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return stop.exit_code
+    return stop.exit_code if step < max_train_steps else 0
 
 
 def main() -> int:

@@ -51,6 +51,11 @@ def steps_of(folder: Path) -> int:
     return int(number) if folder.name.startswith(PREFIX) and number.isdigit() else -1
 
 
+def is_draft(name: str) -> bool:
+    """Whether a folder of that name is what a kill in the middle of a save has left."""
+    return name.startswith(f".{PREFIX}") and name.endswith((".draft", ".old"))
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoint folders, oldest first."""
     return sorted((p for p in output_dir.glob(PREFIX + "*") if p.is_dir() and steps_of(p) >= 0), key=steps_of)

@@ -101,6 +101,16 @@ class TrainConfig:
         """Updates in the run: `max_train_steps`, or as many as `num_train_epochs` passes over the images take."""
         return self.max_train_steps or math.ceil(self.num_train_epochs * num_images / self.global_batch(num_processes))
 
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same when a run goes on from a checkpoint: all that shapes its numbers.
+
+        The length of the run, logging, validation and saving may change; so may the number of processes, as long as the
+        global batch does not.
+        """
+        names = "unet scheduler seed use_ema ema_max_decay learning_rate lr_scheduler lr_warmup_steps max_grad_norm"
+        names += " adam_beta1 adam_beta2 adam_weight_decay adam_epsilon"
+        return {name: getattr(self, name) for name in names.split()}
+
     def to_yaml(self) -> str:
         """All settings as a file that `--config` reads."""
         return yaml.safe_dump(asdict(self), sort_keys=False)

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from .checkpoint import PREFIX, find_checkpoint, list_checkpoints
+from .checkpoint import PREFIX, find_checkpoint, is_draft, list_checkpoints
 from .config import ConfigError, TrainConfig
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
@@ -79,6 +79,7 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
         if checkpoint is not None:
             return checkpoint
     there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
+    there = {name for name in there if not is_draft(name)}  # of a run that was killed in its first save
     if config.resume_from_checkpoint and there - BEFORE_THE_FIRST_CHECKPOINT:
         raise ConfigError(
             f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
@@ -100,6 +101,9 @@ def begin_output_dir(config: TrainConfig) -> None:
     """
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    for path in output_dir.iterdir():
+        if is_draft(path.name):
+            shutil.rmtree(path)
     if config.overwrite_output_dir:
         for path in output_dir.iterdir():
             if path.name.startswith(PREFIX) or path.name in ("logs", "samples"):
@@ -206,7 +210,7 @@ def write_results(
         "metrics": metrics,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from accelerate.state import AcceleratorState
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
 import train_ddpm_mnist
@@ -11,6 +12,7 @@ from ddpm_mnist.config import DEFAULT_CONFIG, parse_args, run_script
 
 def answer(args: list[str], capfd) -> tuple[int, str]:
     """Exit code and stderr of the training script, run in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     code = run_script(lambda: train_ddpm_mnist.train(parse_args(args)))
     return code, capfd.readouterr().err
 
@@ -149,6 +151,8 @@ def test_a_folder_with_no_data(tmp_path, capfd):
         ({"unet.layers_per_block": 2}, "unet.layers_per_block = 1, this run has 2"),
         ({"scheduler.num_train_timesteps": 500}, "scheduler.num_train_timesteps = 1000, this run has 500"),
         ({"seed": 5}, "seed = 0, this run has 5"),
+        ({"learning_rate": 0.5}, "learning_rate = 0.001, this run has 0.5"),
+        ({"mixed_precision": "bf16"}, "mixed precision = no, this run has bf16"),
         ({"train_batch_size": 8}, "global batch = 16, this run has 8"),
         ({"unet.sample_size": 14}, "unet.sample_size = 28, this run has 14"),
     ],

@@ -218,6 +218,14 @@ def test_old_checkpoints_go_only_after_the_new_one_is_whole(train, monkeypatch):
     assert not list(out.glob(".*"))
 
 
+def test_what_a_kill_left_in_the_first_save_is_in_nobodys_way(train, tmp_path):
+    draft = tmp_path / "run/.checkpoint-4.draft"
+    draft.mkdir(parents=True)
+    (draft / "state.pt").write_text("half")
+    out = train("run", resume_from_checkpoint="latest", max_train_steps=4, validation_steps=0)
+    assert [p.name for p in out.glob("*checkpoint*")] == ["checkpoint-4"]
+
+
 def test_checkpoint_state_runs_no_code(tmp_path):
     """What is not plain tensors and numbers is refused by the loader, not executed."""
     import pickle
