@@ -23,8 +23,9 @@ from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.checkpoint import load_state, load_weights, save_checkpoint
 from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixed_precision, run_script
 from ddpm_mnist.data import index_batches, load_data
-from ddpm_mnist.draws import draw_noise_and_timesteps, seed_dropout
+from ddpm_mnist.draws import draw_noise_and_timesteps, drop_labels, seed_dropout
 from ddpm_mnist.export import export_pipeline
+from ddpm_mnist.push import check_repo_id, push_model, read_token
 from ddpm_mnist.run import (
     MAX_SKIPPED_IN_A_ROW,
     MetricsLog,
@@ -59,6 +60,10 @@ def train(config: TrainConfig) -> int:
     accelerator.print(one_process_only() or "", end="")
     checkpoint = check_output_dir(config) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
+
+    if config.push_to_hub:
+        check_repo_id(config.hub_model_id)  # said now, and not after the training
+        read_token(config.token_file)
 
     with accelerator.main_process_first():  # the first decodes the images, the others find them in the cache
         data = load_data(config, accelerator.print)
@@ -158,6 +163,7 @@ def train(config: TrainConfig) -> int:
                         config.eval_batch_size,
                         config.ddpm_num_inference_steps,
                         config.seed,
+                        config.null_class_label,
                     )
         if accelerator.is_main_process:
             log.write(step, metrics)
@@ -202,13 +208,13 @@ def train(config: TrainConfig) -> int:
             seed_dropout(config.seed, step + skipped, share)
 
             images, labels = next(batches)  # 2: x_0 ~ q(x_0)
+            labels = drop_labels(labels, config, step + skipped, global_batch, rows)
             timesteps = all_timesteps[rows]  # 3: t ~ Uniform
             noise = all_noise[rows]  # 4: epsilon ~ N(0, I)
             with accelerator.accumulate(unet):
                 # Always in float32: in half precision 1 - beta rounds to 1 at the first timesteps, and adds no noise.
                 noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
-                class_labels = labels if config.unet.get("num_class_embeds") is not None else None
-                model_output = unet(noisy_images, timesteps, class_labels=class_labels).sample  # epsilon_theta(x_t, t)
+                model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
                 target = prediction_target(scheduler, images, noise, timesteps)
                 loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
                 accelerator.backward(loss)  # 5: take a gradient descent step
@@ -254,11 +260,15 @@ def train(config: TrainConfig) -> int:
             save()
         accelerator.print(f"Stopped at step {step}; go on with --resume_from_checkpoint latest.")
     elif accelerator.is_main_process:
-        export_pipeline(bare_unet, scheduler, output_dir, averaged_weights() if ema is not None else None)
+        averaged = averaged_weights() if ema is not None else None
+        export_pipeline(bare_unet, scheduler, output_dir, averaged, config.null_class_label)
         seconds = time.perf_counter() - started
         if step > first_step:
             write_results(output_dir, accelerator, data.name, parameters, log.last, step - first_step, seconds)
         accelerator.print(f"Saved to {output_dir}: {parameters:,} parameters, {seconds / 60:.1f} minutes.")
+        if config.push_to_hub:
+            private, token_file = config.hub_private_repo, config.token_file
+            push_model(output_dir, config.hub_model_id, private=private, token_file=token_file)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return stop.exit_code if step < max_train_steps else 0

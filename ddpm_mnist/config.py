@@ -76,6 +76,9 @@ class TrainConfig:
         0.9999,
         "Upper limit of the decay, which is (1 + n) / (10 + n) after n updates: about a run's last tenth.",
     )
+    class_dropout_prob: float = opt(
+        0.0, "Share of labels dropped, for classifier-free guidance; the last of unet.num_class_embeds then means none."
+    )
     gradient_checkpointing: bool = opt(False, "Recompute residual blocks in the backward pass to save memory.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 where the hardware computes in it, else no."
@@ -89,9 +92,26 @@ class TrainConfig:
     ddpm_num_inference_steps: int = opt(50, "DDIM steps for each grid.")
     eval_batch_size: int = opt(128, "Images per process in a batch of validation.")
 
+    # hub
+    push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.")
+    hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.")
+    hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
+    token_file: str | None = opt(None, "File that holds the Hub's token. Default: `hf auth login`, or HF_TOKEN.")
+
     # model: sections of the YAML file, not single options
     unet: dict = field(default_factory=dict, init=False)
     scheduler: dict = field(default_factory=dict, init=False)
+
+    @property
+    def null_class_label(self) -> int | None:
+        """The label that stands for a dropped one; None where none are dropped."""
+        return self.unet["num_class_embeds"] - 1 if self.class_dropout_prob else None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many labels there are to ask for; None for an unconditional U-Net."""
+        classes = self.unet.get("num_class_embeds")
+        return classes if classes is None else classes - (self.class_dropout_prob > 0)
 
     def global_batch(self, num_processes: int) -> int:
         """Images per update of the weights, over all processes and micro-batches."""
@@ -108,6 +128,7 @@ class TrainConfig:
         global batch does not.
         """
         names = "unet scheduler seed use_ema ema_max_decay learning_rate lr_scheduler lr_warmup_steps max_grad_norm"
+        names += " class_dropout_prob"
         names += " adam_beta1 adam_beta2 adam_weight_decay adam_epsilon"
         return {name: getattr(self, name) for name in names.split()}
 
@@ -250,7 +271,7 @@ def check(config: TrainConfig) -> None:
     for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
         if not 0 < getattr(config, name) < float("inf"):
             raise ConfigError(f"--{name} {getattr(config, name)}: must be a positive number")
-    for name in ("adam_beta1", "adam_beta2", "ema_max_decay"):
+    for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "class_dropout_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"--{name} {getattr(config, name)}: must lie in [0, 1)")
     check_model(config)
@@ -284,6 +305,11 @@ def check_model(config: TrainConfig) -> None:
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
 
+    if config.class_dropout_prob and (config.unet.get("num_class_embeds") or 0) < 2:
+        raise ConfigError(
+            f"--class_dropout_prob {config.class_dropout_prob}: needs unet.num_class_embeds, the number of classes and "
+            "one more for the dropped label"
+        )
     if config.unet["in_channels"] not in (1, 3) or config.unet["out_channels"] != config.unet["in_channels"]:
         raise ConfigError(
             f"unet.in_channels {config.unet['in_channels']}, unet.out_channels {config.unet['out_channels']}: "

@@ -210,11 +210,11 @@ def read_labels(dataset: datasets.Dataset, label_column: str | None, config: Tra
         labels = torch.tensor(np.array(dataset[label_column], dtype=np.int64))
     except (ValueError, TypeError):
         raise ConfigError(f"--label_column {label_column}: not whole numbers; name the column of classes") from None
-    classes = config.unet.get("num_class_embeds")
+    classes = config.num_classes
     if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ConfigError(
-            f"--label_column {label_column}: labels from {int(labels.min())} to {int(labels.max())} for "
-            f"unet.num_class_embeds {classes}; every label must be at least 0 and below it"
+            f"--label_column {label_column}: labels from {int(labels.min())} to {int(labels.max())}, but "
+            f"unet.num_class_embeds {config.unet['num_class_embeds']} leaves room for 0 to {classes - 1}; raise it"
         )
     return labels
 

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import TrainConfig
+
 # The place of a purpose in this row is part of every result: only append.
-PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout")
+PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout", "label dropout")
 
 
 def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -42,3 +44,17 @@ def draw_noise_and_timesteps(
     noise = torch.randn(shape, generator=generator, device=device)
     timesteps = torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
     return noise, timesteps
+
+
+def drop_labels(labels: Tensor, config: TrainConfig, number: int, global_batch: int, rows: slice) -> Tensor | None:
+    """The labels `[B]` of these rows of global batch `number`, some replaced by the one that stands for none.
+
+    None for an unconditional U-Net. Which are dropped is drawn for the whole global batch, as the noise is.
+    """
+    if config.num_classes is None:
+        return None
+    if config.null_class_label is None:
+        return labels
+    generator = seeded_generator(config.seed, "label dropout", number)
+    dropped = torch.rand(global_batch, generator=generator) < config.class_dropout_prob
+    return torch.where(dropped[rows].to(labels.device), config.null_class_label, labels)

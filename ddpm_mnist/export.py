@@ -1,18 +1,29 @@
 """The finished model as a folder that anyone loads with stock diffusers."""
 
+import json
+import shutil
 from pathlib import Path
 
 import diffusers
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
+from . import pipeline
+from .checkpoint import sha256
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
 
 
 def export_pipeline(
-    unet: UNet2DModel, scheduler: DDPMScheduler, output_dir: str | Path, weights: dict[str, Tensor] | None = None
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    output_dir: str | Path,
+    weights: dict[str, Tensor] | None = None,
+    null_class_label: int | None = None,
 ) -> None:
     """Write `model_index.json`, `unet/` and `scheduler/` of a `diffusers.DDPMPipeline`.
+
+    A conditional U-Net gets a `ClassConditionalDDPMPipeline` instead, whose file `pipeline.py` is copied beside.
 
     The in-repo classes are replaced by the stock ones, strictly by name and shape, so that what is written has been
     loaded by stock diffusers once already and names nothing of this repo.
@@ -21,8 +32,23 @@ def export_pipeline(
         unet, scheduler: what was trained, and with what.
         output_dir: the folder; other files in it stay.
         weights: in place of the U-Net's own, such as their average.
+        null_class_label: the label that stood for a dropped one in training.
     """
     stock_unet = diffusers.UNet2DModel.from_config(unet.config)
     stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)
-    pipeline = diffusers.DDPMPipeline(stock_unet, diffusers.DDPMScheduler.from_config(scheduler.config))
-    pipeline.save_pretrained(output_dir, safe_serialization=True)
+    stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config)
+    if unet.config.num_class_embeds is None:
+        diffusers.DDPMPipeline(stock_unet, stock_scheduler).save_pretrained(output_dir, safe_serialization=True)
+        return
+    conditional = pipeline.ClassConditionalDDPMPipeline(stock_unet, stock_scheduler, null_class_label)
+    conditional.save_pretrained(output_dir, safe_serialization=True)
+    shutil.copy(pipeline.__file__, Path(output_dir) / "pipeline.py")
+    index = Path(output_dir) / "model_index.json"
+    # the file and the class in it, as diffusers writes it for a pipeline that is not its own
+    settings = json.loads(index.read_text()) | {"_class_name": ["pipeline", "ClassConditionalDDPMPipeline"]}
+    index.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def weights_sha256(model_dir: Path) -> str:
+    """The hash that ties a measurement to the weights it was made of."""
+    return sha256(model_dir / "unet" / SAFETENSORS_WEIGHTS_NAME)

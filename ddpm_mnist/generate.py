@@ -26,15 +26,16 @@ class GenerateConfig:
     num_inference_steps: int | None = opt(None, "Steps. Default: all 1000 for ddpm, 50 for ddim, 20 for dpmsolver.")
     seed: int = opt(0, "Image i of a seed is always the same image.")
     class_label: int | None = opt(None, "The class to draw, for a conditional model. Default: counts through them.")
+    guidance_scale: float = opt(2.0, "How far towards the class, for a conditional model; 1 is no guidance.")
     output: str = opt("grid.png", "The grid; single images go into a folder of that name without the suffix.")
     save_trajectory: bool = opt(False, "Also a picture of x_t and of the x_0 predicted from it, along the way.")
     overwrite: bool = opt(False, "Replace the output of an earlier run.")
 
 
 def load_model(config: GenerateConfig):
-    """U-Net and scheduler of a pipeline folder or Hub id. ConfigError: there is none, or it cannot be read."""
+    """U-Net, scheduler and label for none (or None) of a pipeline folder or Hub id. ConfigError: it cannot be read."""
     import torch
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 
     from . import DDPMScheduler, UNet2DModel
     from .hub import go_offline, hub_status
@@ -52,10 +53,11 @@ def load_model(config: GenerateConfig):
     try:
         unet = UNet2DModel.from_pretrained(config.model, subfolder="unet", use_safetensors=True)
         scheduler = schedulers[config.scheduler].from_pretrained(config.model, subfolder="scheduler")
+        null_class_label = DiffusionPipeline.load_config(config.model).get("null_class_label")
     except (OSError, ValueError, RuntimeError) as e:
         raise ConfigError(f"{option}: cannot be loaded ({' '.join(str(e).split())[:200]})") from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return unet.to(device).eval(), scheduler
+    return unet.to(device).eval(), scheduler, null_class_label
 
 
 def generate(config: GenerateConfig) -> list[Path]:
@@ -79,13 +81,14 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     from .sampling import grid, sample_images, to_pil
 
-    unet, scheduler = load_model(config)
+    unet, scheduler, null_class_label = load_model(config)
     steps = config.num_inference_steps or min(STEPS[config.scheduler], scheduler.config.num_train_timesteps)
     if steps > scheduler.config.num_train_timesteps:
         raise ConfigError(
             f"--num_inference_steps {steps}: the model has {scheduler.config.num_train_timesteps} timesteps"
         )
     classes = unet.config.num_class_embeds
+    classes = classes if null_class_label is None else classes - 1
     if config.class_label is not None and (classes is None or not 0 <= config.class_label < classes):
         raise ConfigError(f"--class_label {config.class_label}: the model has {classes or 'no'} classes")
 
@@ -106,7 +109,8 @@ def generate(config: GenerateConfig) -> list[Path]:
                 if i in kept_steps and not images:
                     trajectory.append((to_pil(sample[:4]), to_pil(pred_original_sample[:4])))
 
-            samples = sample_images(unet, scheduler, config.seed, batch.tolist(), steps, labels, on_step)
+            guidance = (config.guidance_scale, null_class_label)
+            samples = sample_images(unet, scheduler, config.seed, batch.tolist(), steps, labels, *guidance, on_step)
             images.extend(to_pil(samples))
 
     singles.mkdir(parents=True, exist_ok=True)

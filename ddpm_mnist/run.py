@@ -18,6 +18,7 @@ from PIL import Image
 
 from .checkpoint import PREFIX, find_checkpoint, is_draft, list_checkpoints
 from .config import ConfigError, TrainConfig
+from .export import weights_sha256
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
@@ -204,6 +205,7 @@ def write_results(
     """What a run measured, and on what, into train_results.json beside the model."""
     results = {
         "dataset": dataset,
+        "weights_sha256": weights_sha256(output_dir),
         "parameters": parameters,
         "steps_of_this_session": steps,
         "minutes_of_this_session": seconds / 60,

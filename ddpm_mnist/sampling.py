@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .draws import seeded_generator
+from .pipeline import guided_noise
 
 
 @torch.no_grad()
@@ -20,6 +21,8 @@ def sample_images(
     numbers: range | list[int],
     num_inference_steps: int,
     class_labels: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    null_class_label: int | None = None,
     on_step: Callable[[int, Tensor, Tensor], None] = lambda i, sample, pred_original_sample: None,
 ) -> Tensor:
     """Draw images, each with a random stream of its own: number i of a seed is the same in any batch or process.
@@ -31,6 +34,7 @@ def sample_images(
         numbers: which images of the seed, one a row of the result.
         num_inference_steps: how many timesteps to visit.
         class_labels: `[B]`, for a conditional U-Net.
+        guidance_scale, null_class_label: see `ddpm_mnist.pipeline.guided_noise`.
         on_step: called after each step with its index, x_{t-1} and, where the scheduler gives it, the predicted x_0.
 
     Returns:
@@ -45,7 +49,8 @@ def sample_images(
     sample = sample * scheduler.init_noise_sigma  # x_T ~ N(0, I), line 1
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     for i, t in enumerate(scheduler.timesteps):  # line 2
-        model_output = unet(scheduler.scale_model_input(sample, t), t, class_labels=class_labels).sample
+        model_input = scheduler.scale_model_input(sample, t)
+        model_output = guided_noise(unet, model_input, t, class_labels, guidance_scale, null_class_label)
         step = scheduler.step(model_output.float(), t, sample, **({"generator": generators} if takes_generator else {}))
         sample = step.prev_sample  # lines 3 and 4
         on_step(i, sample, step.get("pred_original_sample", sample))

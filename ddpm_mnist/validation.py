@@ -90,18 +90,23 @@ def sample_grid_images(
     batch_size: int,
     num_inference_steps: int,
     seed: int,
+    null_class_label: int | None,
 ) -> Tensor:
     """`num_images` samples by DDIM, the same every time but for the weights; each process draws its share of them.
 
     Returns:
-        `[num_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes.
+        `[num_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes, with
+        guidance where `null_class_label` makes it possible.
     """
     sampler = DDIMScheduler.from_config(scheduler.config)
     share = -(-num_images // accelerator.num_processes)  # equal for all, as gather wants; what is over is cut off below
     numbers = torch.arange(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     classes = unet.config.num_class_embeds
+    classes = classes if null_class_label is None else classes - 1
     drawn = []
     for batch in numbers.split(batch_size):
         labels = None if classes is None else (batch % classes).to(accelerator.device)
-        drawn.append(sample_images(unet, sampler, seed, batch.tolist(), num_inference_steps, labels))
+        drawn.append(
+            sample_images(unet, sampler, seed, batch.tolist(), num_inference_steps, labels, 2.0, null_class_label)
+        )
     return accelerator.gather(torch.cat(drawn).contiguous())[:num_images]

@@ -58,6 +58,25 @@ def smoke_args(dataset_dir: str, output_dir: Path, **options) -> list[str]:
     return [f"--{name}={value}" for name, value in given.items()]
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, dataset_dir) -> Path:
+    """The folder of a finished run, with averaged weights that differ from the raw ones."""
+    return trained(dataset_dir, tmp_path_factory.mktemp("model") / "run", report_to="tensorboard")
+
+
+@pytest.fixture(scope="session")
+def conditional_model(tmp_path_factory, dataset_dir) -> Path:
+    """The folder of a finished run with labels, one in ten of which was dropped."""
+    options = {"unet.num_class_embeds": 11, "class_dropout_prob": 0.1}
+    return trained(dataset_dir, tmp_path_factory.mktemp("model") / "conditional", **options)
+
+
+def trained(dataset_dir: str, output_dir: Path, **options) -> Path:
+    done = python("train_ddpm_mnist.py", *smoke_args(dataset_dir, output_dir, **options))
+    assert done.returncode == 0, done.stderr
+    return output_dir
+
+
 @pytest.fixture
 def train(dataset_dir, tmp_path):
     """train("name", **options) -> output folder, run in this process; `main` may be another `train` function."""

@@ -18,17 +18,6 @@ pipe(batch_size=4).images[0].save("digit.png")
 """
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, dataset_dir):
-    """The folder of a finished run, with averaged weights that differ from the raw ones."""
-    from conftest import smoke_args
-
-    out = tmp_path_factory.mktemp("model") / "run"
-    done = python("train_ddpm_mnist.py", *smoke_args(dataset_dir, out))
-    assert done.returncode == 0, done.stderr
-    return out
-
-
 def test_three_lines_with_this_repo_absent(model, tmp_path):
     check = "\nimport sys; assert not any(m.startswith('ddpm_mnist') for m in sys.modules)"
     done = python("-c", THREE_LINES.replace("MODEL", str(model)) + check, cwd=tmp_path)

@@ -1,0 +1,184 @@
+"""The model card: README.md of a trained model, out of what the run itself wrote and measured."""
+
+import json
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .export import weights_sha256
+
+THREE_LINES = """from diffusers import DDPMPipeline
+
+pipe = DDPMPipeline.from_pretrained("{repo_id}")
+pipe(batch_size=4).images[0].save("digit.png")"""
+THREE_LINES_CONDITIONAL = """from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
+pipe(class_labels=[7] * 4, guidance_scale=2.0).images[0].save("seven.png")"""
+FASTER = """from diffusers import DDIMScheduler  # or DPMSolverMultistepScheduler
+
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+pipe({arguments}, num_inference_steps=50)"""
+
+
+def three_lines(repo_id: str, conditional: bool) -> str:
+    """How anyone generates from the model with stock diffusers."""
+    return (THREE_LINES_CONDITIONAL if conditional else THREE_LINES).format(repo_id=repo_id)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def measured(model_dir: Path, dataset: str) -> list[EvalResult]:
+    """What was measured of these very weights: the run's held-out loss, and `evaluation.json` where there is one.
+
+    Both files name the hash of the weights; what belongs to others is left out.
+    """
+    results, sha = [], weights_sha256(model_dir)
+    task = {"task_type": "unconditional-image-generation", "dataset_type": dataset, "dataset_name": dataset}
+    run = read_json(model_dir / "train_results.json")
+    held_out = run.get("metrics", {}).get("held_out_ema/loss", run.get("metrics", {}).get("held_out_raw/loss"))
+    if run.get("weights_sha256") == sha and held_out is not None:
+        name = "held-out mean squared error of the predicted noise"
+        results.append(EvalResult(**task, metric_type="mse", metric_name=name, metric_value=round(held_out, 6)))
+    evaluation = read_json(model_dir / "evaluation.json")
+    if evaluation.get("weights_sha256") == sha:
+        for name, value in evaluation.get("metrics", {}).items():
+            results.append(EvalResult(**task, metric_type=name, metric_name=name, metric_value=value))
+    return results
+
+
+def loss_curve(model_dir: Path) -> bool:
+    """Draw `loss_curve.png` from metrics.jsonl; False where there is nothing to draw."""
+    path = model_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not any("loss" in line for line in lines):
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.5))
+    for key, label, marker in (
+        ("loss", "training", ""),
+        ("held_out_raw/loss", "held out, raw weights", "o"),
+        ("held_out_ema/loss", "held out, averaged weights", "o"),
+    ):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points), label=label, marker=marker, linewidth=1)
+    axes.set(xlabel="update", ylabel="loss", yscale="log")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(model_dir / "loss_curve.png", dpi=100, metadata={"Software": None})  # no date: the same file again
+    plt.close(figure)
+    return True
+
+
+def write_card(model_dir: Path, repo_id: str, license: str = "mit") -> ModelCard:
+    """Write `README.md` (and `loss_curve.png`, `samples.png`) into the folder of a trained model; returns the card.
+
+    Raises:
+        ValueError: the metadata breaks the Hub's rules.
+    """
+    settings = yaml.safe_load((model_dir / "train_config.yaml").read_text())
+    run = read_json(model_dir / "train_results.json")
+    dataset = run.get("dataset", "")
+    on_hub = dataset.count("/") == 1 and not dataset.startswith((".", "/", "~"))
+    unet = read_json(model_dir / "unet" / "config.json")
+    conditional = unet.get("num_class_embeds") is not None
+    results = measured(model_dir, dataset if on_hub else "mnist")
+    data = ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["ddpm", "diffusion", "mnist", *(["class-conditional"] if conditional else [])],
+        datasets=[dataset] if on_hub else None,
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+    pictures = ""
+    grids = sorted((model_dir / "samples").glob("*.png")) if (model_dir / "samples").is_dir() else []
+    if grids:
+        (model_dir / "samples.png").write_bytes(grids[-1].read_bytes())
+        steps = settings["ddpm_num_inference_steps"]
+        pictures = f"![samples](samples.png)\n\n*Not selected: the run's last grid, by DDIM in {steps} steps.*\n"
+    curve = "## Loss\n\n![loss over updates](loss_curve.png)\n" if loss_curve(model_dir) else ""
+    rows = {
+        "dataset": dataset or "unknown",
+        "parameters": f"{run['parameters']:,}" if "parameters" in run else "unknown",
+        "global batch": settings["train_batch_size"]
+        * settings["gradient_accumulation_steps"]
+        * run.get("processes", 1),
+        "updates": settings["max_train_steps"] or f"{settings['num_train_epochs']} epochs",
+        "optimizer": f"AdamW, {settings['learning_rate']}, {settings['lr_scheduler']}",
+        "warm-up": f"{settings['lr_warmup_steps']} updates",
+        "averaged weights": "yes" if settings["use_ema"] else "no",
+        "mixed precision": run.get("mixed_precision", settings["mixed_precision"]),
+        "seed": settings["seed"],
+        "trained on": f"{run.get('device', 'unknown')}, {run.get('processes', 1)} process(es)",
+        "versions": ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()) or "unknown",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    figures = "\n".join(f"| {r.metric_name} | {r.metric_value} |" for r in results)
+    measurements = (
+        f"## Measured\n\n| | |\n| --- | --- |\n{figures}\n\nOf these weights, by the run itself.\n" if results else ""
+    )
+    arguments = "class_labels=[7] * 16" if conditional else "batch_size=16"
+    card = ModelCard(
+        f"""---
+{data.to_yaml()}
+---
+
+# {repo_id.split("/")[-1]}
+
+A denoising diffusion probabilistic model ([Ho et al. 2020](https://arxiv.org/abs/2006.11239)) of small images, trained
+with ddpm-mnist. It loads with stock diffusers{", and one file of its own" if conditional else ""}.
+
+{pictures}
+## Use
+
+```python
+{three_lines(repo_id, conditional)}
+```
+
+In fewer steps:
+
+```python
+{FASTER.format(arguments=arguments)}
+```
+
+## Training
+
+| | |
+| --- | --- |
+{table}
+
+All settings are in `train_config.yaml`, which the training script reads.
+
+{curve}
+{measurements}
+## Limits
+
+It draws what its training set holds, in its size and colours, and nothing else. Some samples are no digit that a person
+would read. It was not tested for memorised training images.
+
+## Citation
+
+```bibtex
+@inproceedings{{ho2020denoising,
+  title     = {{Denoising Diffusion Probabilistic Models}},
+  author    = {{Jonathan Ho and Ajay Jain and Pieter Abbeel}},
+  booktitle = {{Advances in Neural Information Processing Systems}},
+  year      = {{2020}}
+}}
+```
+""",
+        ignore_metadata_errors=False,
+    )
+    card.save(model_dir / "README.md")
+    return card

@@ -1,0 +1,360 @@
+"""push_to_hub.py, the model card and loading, against a Hub on loopback, with unmodified clients in other processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, blob, make_dataset, python, smoke_args
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from ddpm_mnist.card import write_card
+from ddpm_mnist.export import weights_sha256
+
+ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
+EXPECTED_FILES = {
+    ".gitattributes",
+    "README.md",
+    "loss_curve.png",
+    "metrics.jsonl",
+    "model_index.json",
+    "samples.png",
+    "scheduler/scheduler_config.json",
+    "train_config.yaml",
+    "train_results.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.fixture
+def hub():
+    with HubServer(tokens={ALICE: "alice", BOB: "bob"}) as server:
+        yield server
+
+
+def client(hub: HubServer, home, token: str | None = None) -> dict[str, str]:
+    """Environment of a process that talks to that Hub, with a cache of its own."""
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return env | {"HF_TOKEN": token or "", "PYTHONPATH": ""}
+
+
+def push(hub, model, tmp_path, *args, token=ALICE, repo="alice/digits") -> subprocess.CompletedProcess:
+    command = ["push_to_hub.py", "--model_dir", model, "--hub_model_id", repo, *args]
+    return python(*command, **client(hub, tmp_path / "home", token))
+
+
+def elsewhere(hub, tmp_path, code: str, token=None, name="fresh") -> subprocess.CompletedProcess:
+    """Run code in a folder and with a cache where nothing is, this repo neither."""
+    (tmp_path / name).mkdir(exist_ok=True)
+    check = "\nimport sys; assert not any(m.startswith('ddpm_mnist') for m in sys.modules)"
+    return python("-c", code + check, cwd=tmp_path / name, **client(hub, tmp_path / name / "home", token))
+
+
+# ---- the whole trip ------------------------------------------------------------------------------------------------
+
+
+def test_train_push_load_generate(hub, model, tmp_path):
+    done = push(hub, model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    repo = hub.repo("alice/digits")
+    assert set(repo.files()) == EXPECTED_FILES
+    assert [c.message for c in repo.branches["main"]] == ["initial commit", "Upload DDPM"]
+    code = re.search(r"from diffusers import .*", done.stdout, re.DOTALL)[0]  # the lines that it prints
+    assert f"{hub.url}/alice/digits/commit/" in done.stdout
+    fresh = elsewhere(hub, tmp_path, code)
+    assert fresh.returncode == 0, fresh.stderr
+    assert Image.open(tmp_path / "fresh/digit.png").size == (28, 28)
+    generated = python(
+        *["-m", "ddpm_mnist.generate", "--model", "alice/digits", "--num_images", "2", "--num_inference_steps", "3"],
+        *["--output", tmp_path / "grid.png"],
+        **client(hub, tmp_path / "home2"),
+    )
+    assert generated.returncode == 0, generated.stderr
+
+
+def test_conditional_trip(hub, conditional_model, tmp_path):
+    done = push(hub, conditional_model, tmp_path, repo="alice/seven")
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repo("alice/seven").files()) == EXPECTED_FILES | {"pipeline.py"}
+    code = """
+from diffusers import DiffusionPipeline, UNet2DModel
+repo = "alice/seven"
+pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+images = pipe(class_labels=[7] * 3, guidance_scale=2.0, num_inference_steps=3).images
+assert len(images) == 3
+images[0].save("seven.png")
+for labels in ([11], [10], [-1], [], ["7"]):
+    try:
+        pipe(class_labels=labels)
+    except ValueError as e:
+        assert "class_labels" in str(e) and "0 to 9" in str(e), e
+    else:
+        raise AssertionError(labels)
+assert UNet2DModel.from_pretrained(repo, subfolder="unet").config.num_class_embeds == 11
+"""
+    fresh = elsewhere(hub, tmp_path, code)
+    assert fresh.returncode == 0, fresh.stderr
+    assert Image.open(tmp_path / "fresh/seven.png").size == (28, 28)
+
+
+def test_train_with_push_to_hub(hub, dataset_dir, tmp_path):
+    args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=2, push_to_hub=True, hub_model_id="alice/trained")
+    done = python("train_ddpm_mnist.py", *args, **client(hub, tmp_path / "home", ALICE))
+    assert done.returncode == 0, done.stderr
+    assert "unet/diffusion_pytorch_model.safetensors" in hub.repo("alice/trained").files()
+    args = smoke_args(dataset_dir, tmp_path / "no", push_to_hub=True, hub_model_id="alice/no")
+    early = python("train_ddpm_mnist.py", *args, **client(hub, tmp_path / "home", None))
+    assert early.returncode == 2 and "no token" in early.stderr and not (tmp_path / "no").exists()
+
+
+def test_train_on_a_dataset_from_the_hub(hub, tmp_path):
+    parquet = {}
+    for split, n in (("train", 60), ("test", 20)):
+        path = tmp_path / f"{split}.parquet"
+        make_dataset([blob(i) for i in range(n)], [i % 10 for i in range(n)]).to_parquet(path)
+        parquet[f"mnist/{split}-00000-of-00001.parquet"] = path.read_bytes()
+    readme = "---\nconfigs:\n- config_name: mnist\n  data_files:\n  - split: train\n    path: mnist/train-*\n"
+    readme += "  - split: test\n    path: mnist/test-*\n---\n"
+    for name in ("ylecun/mnist", "alice/private-mnist"):
+        files = {"README.md": readme.encode(), **parquet}
+        hub.create(name, "dataset", private="private" in name, files=files)
+    default = [a for a in smoke_args("", tmp_path / "default", max_train_steps=2) if "dataset_name" not in a]
+    done = python("train_ddpm_mnist.py", *default, **client(hub, tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "60 images of ylecun/mnist" in done.stdout
+    private = smoke_args("alice/private-mnist", tmp_path / "private", max_train_steps=2)
+    refused = python("train_ddpm_mnist.py", *private, **client(hub, tmp_path / "home"))
+    assert refused.returncode == 2 and "not on the Hub, or private" in refused.stderr
+    done = python("train_ddpm_mnist.py", *private, **client(hub, tmp_path / "home", ALICE))
+    assert done.returncode == 0, done.stderr
+
+
+# ---- what is pushed, and where -------------------------------------------------------------------------------------
+
+
+def test_nothing_changed_makes_no_commit_and_a_change_makes_one(hub, model, tmp_path):
+    for _ in range(2):
+        done = push(hub, model, tmp_path, "--commit_message", "first")
+        assert done.returncode == 0, done.stderr
+    history = hub.repo("alice/digits").branches["main"]
+    assert [c.message for c in history] == ["initial commit", "first"]
+    assert push(hub, model, tmp_path, "--license", "apache-2.0", "--commit_message", "second").returncode == 0
+    assert [c.message for c in history] == ["initial commit", "first", "second"]
+
+
+def test_private_is_private(hub, model, tmp_path):
+    assert push(hub, model, tmp_path, "--private").returncode == 0
+    assert hub.repo("alice/digits").private
+    code = "from diffusers import DDPMPipeline; DDPMPipeline.from_pretrained('alice/digits')"
+    assert elsewhere(hub, tmp_path, code, token=ALICE, name="alice").returncode == 0
+    for token in (BOB, None):
+        assert elsewhere(hub, tmp_path, code, token=token, name=f"other{token}").returncode != 0
+
+
+def test_private_refuses_a_repo_that_is_public(hub, model, tmp_path):
+    hub.create("alice/digits")
+    done = push(hub, model, tmp_path, "--private")
+    assert done.returncode == 2 and "exists and is public" in done.stderr
+    assert set(hub.repo("alice/digits").files()) == {".gitattributes"}
+
+
+def test_revision_and_pull_request(hub, model, tmp_path):
+    assert push(hub, model, tmp_path, "--revision", "v2").returncode == 0
+    repo = hub.repo("alice/digits")
+    assert set(repo.files("v2")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
+    done = push(hub, model, tmp_path, "--create_pr")
+    assert done.returncode == 0 and "/discussions/1" in done.stdout
+    assert set(repo.files("refs/pr/1")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
+    done = push(hub, model, tmp_path, "--create_pr", "--revision", "v2")
+    assert done.returncode == 2 and "--create_pr" in done.stderr
+
+
+def test_dry_run_lists_and_sends_nothing(hub, model, tmp_path):
+    done = push(hub, model, tmp_path, "--dry_run", token=None)
+    assert done.returncode == 0, done.stderr
+    listed = {line.split()[-1] for line in done.stdout.splitlines() if re.match(r" +[\d,]+  \S+$", line)}
+    assert listed == EXPECTED_FILES - {".gitattributes"}
+    assert hub.requests == [] and hub.repos == {}
+
+
+def test_checkpoints_and_logs_go_only_when_asked(hub, model, tmp_path):
+    assert push(hub, model, tmp_path, "--include_checkpoints", "--tensorboard").returncode == 0
+    more = set(hub.repo("alice/digits").files()) - EXPECTED_FILES
+    assert "checkpoint-8/state.pt" in more and any(path.startswith("logs/") for path in more)
+
+
+def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, model, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    for folder, message in ((broken, "stock diffusers cannot load"), (tmp_path, "no model_index.json")):
+        done = push(hub, folder, tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert hub.repos == {}
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+
+def test_card(model, tmp_path):
+    card = write_card(model, "alice/digits")
+    read = ModelCard.load(model / "README.md")
+    assert read.data.library_name == "diffusers" and read.data.license == "mit"
+    assert read.data.pipeline_tag == "unconditional-image-generation"
+    assert 'DDPMPipeline.from_pretrained("alice/digits")' in card.text and "ho2020denoising" in card.text
+    metadata = yaml.safe_load((model / "README.md").read_text().split("---\n")[1])
+    (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
+    logged = json.loads((model / "train_results.json").read_text())["metrics"]["held_out_ema/loss"]
+    assert metric["value"] == pytest.approx(logged, abs=1e-6)
+    assert Image.open(model / "loss_curve.png").size == (700, 350)
+
+
+def test_card_has_only_figures_of_these_weights(model, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    evaluation = {"weights_sha256": weights_sha256(other), "metrics": {"fid": 3.25}}
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "3.25" in write_card(other, "alice/other").text
+    (other / "unet/diffusion_pytorch_model.safetensors").write_bytes(
+        (other / "checkpoint-4/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    card = write_card(other, "alice/other")
+    assert "3.25" not in card.text and card.data.eval_results is None
+
+
+# ---- trouble -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "repo", "message"),
+    [
+        (None, "hf_" + "unknown" * 5, "alice/digits", "401: the Hub does not know this token"),
+        (None, BOB, "alice/digits", "403: the token may not write there"),
+        (None, None, "alice/digits", "no token: `hf auth login`"),
+        (None, ALICE, "alice/a/b", "is no repo id"),
+        (None, ALICE, "alice/-digits-", "is no repo id"),
+        ("404", ALICE, "alice/digits", "404: there is no such repo"),
+        ("409", ALICE, "alice/digits", "409: somebody else changed it"),
+        ("429", ALICE, "alice/digits", "429: the Hub asks to wait"),
+        ("500", ALICE, "alice/digits", "500: the Hub has trouble"),
+        ("503", ALICE, "alice/digits", "503: the Hub has trouble"),
+        ("cut before", ALICE, "alice/digits", "the Hub cannot be reached, or broke off"),
+    ],
+)
+def test_trouble_is_answered_in_one_line(hub, model, tmp_path, fault, token, repo, message):
+    if fault == "409":  # at the commit; at the creation it means that the repo is there
+        hub.fault = lambda number, request: fault if "/commit/" in request else None
+    elif fault:
+        hub.fault = lambda number, request: fault if "/repos/create" in request else None
+    done = push(hub, model, tmp_path, token=token, repo=repo)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr, done.stderr
+
+
+def test_no_network(model, tmp_path):
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": ALICE, "HF_HOME": str(tmp_path)}
+    done = python("push_to_hub.py", "--model_dir", model, "--hub_model_id", "alice/digits", **env)
+    assert done.returncode == 2 and "the Hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_short_faults_are_got_over(hub, model, tmp_path):
+    """One 503, one 429 with Retry-After, a slow answer and a cut upload, each at a request that the client repeats."""
+    seen = {}
+
+    def fault(number, request):
+        for part, kind in (("/preupload/", "503"), ("/objects/batch", "429"), ("/lfs-storage/", "cut after reading")):
+            if part in request and not seen.get(part):
+                seen[part] = kind
+                return kind
+        return "slow 0.5" if "/commit/" in request else None
+
+    hub.fault = fault
+    done = push(hub, model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(seen) == 3 and set(hub.repo("alice/digits").files()) == EXPECTED_FILES
+
+
+def test_a_cut_download_goes_on_by_range(hub, model, tmp_path):
+    assert push(hub, model, tmp_path).returncode == 0
+    cut = []
+
+    def fault(number, request):
+        if request.startswith("GET /lfs-storage/") and not cut:
+            cut.append(number)
+            return "cut half"
+        return None
+
+    hub.fault, hub.ranges = fault, []
+    fresh = elsewhere(hub, tmp_path, "from diffusers import DDPMPipeline; DDPMPipeline.from_pretrained('alice/digits')")
+    assert fresh.returncode == 0, fresh.stderr
+    assert cut and any(not r.startswith("bytes=0-") for r in hub.ranges)
+
+
+PUSH_ALONE = """
+from pathlib import Path
+from ddpm_mnist.push import files_to_push, push
+model = Path("MODEL")
+print(push(model, "alice/digits", "TOKEN", files=files_to_push(model, False, False)))
+"""
+
+
+def test_killed_at_each_request_in_turn(hub, model, tmp_path):
+    """The second run completes; until the commit itself the remote is as it was; one commit, never two."""
+    code = PUSH_ALONE.replace("MODEL", str(model)).replace("TOKEN", ALICE)
+    env = os.environ | client(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    write_card(model, "alice/digits")
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
+    number_of_requests = len(hub.requests)
+    assert number_of_requests >= 6
+    for target in range(number_of_requests):
+        for when in ("cut before", "cut after"):
+            hub.repos.clear(), hub.objects.clear(), hub.requests.clear()
+            running = {}
+
+            def fault(number, request, target=target, when=when, running=running):
+                if number != target:
+                    return None
+                running["process"].send_signal(signal.SIGKILL)
+                running["process"].wait()
+                return when
+
+            hub.fault = fault
+            running["process"] = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.DEVNULL)
+            running["process"].wait(timeout=60)
+            assert running["process"].returncode == -signal.SIGKILL
+            hub.fault = lambda number, request: None
+            repo = hub.repos.get(("model", "alice/digits"))
+            commits = len(repo.branches["main"]) if repo else 0
+            assert commits <= 1 or set(repo.files()) == EXPECTED_FILES
+            again = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+            assert again.returncode == 0, again.stderr
+            repo = hub.repo("alice/digits")
+            assert set(repo.files()) == EXPECTED_FILES and len(repo.branches["main"]) == 2
+
+
+def test_the_token_goes_nowhere_else(hub, model, tmp_path):
+    (tmp_path / "token").write_text(ALICE + "\n")
+    done = push(hub, model, tmp_path, "--token_file", tmp_path / "token", token=None)
+    assert done.returncode == 0, done.stderr
+    hub.fault = lambda number, request: "500"
+    failed = push(hub, model, tmp_path, "--debug")
+    assert failed.returncode != 0 and "Traceback" in failed.stderr
+    for text in (done.stdout, done.stderr, failed.stdout, failed.stderr):
+        assert ALICE not in text
+    assert not [path for path, content in hub.repo("alice/digits").files().items() if ALICE.encode() in content]
+    missing = push(hub, model, tmp_path, "--token_file", tmp_path / "none", token=None)
+    assert missing.returncode == 2 and "--token_file" in missing.stderr
