@@ -16,10 +16,10 @@ THREE_LINES_CONDITIONAL = """from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
 pipe(class_labels=[7] * 4, guidance_scale=2.0).images[0].save("seven.png")"""
-FASTER = """from diffusers import DDIMScheduler  # or DPMSolverMultistepScheduler
+FASTER = """from diffusers import DPMSolverMultistepScheduler
 
-pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-pipe({arguments}, num_inference_steps=50)"""
+pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+pipe({arguments}, num_inference_steps=20)"""
 
 
 def three_lines(repo_id: str, conditional: bool) -> str:

@@ -291,9 +291,17 @@ def load_data(config: TrainConfig, warn=print) -> Data:
         images = StreamedImages(train, config)
     else:
         images = decode_split(train, config, "train")
-    test = decode_split(held_out, config, "test")
-    digest = hashlib.sha256(test.images.numpy().tobytes()).hexdigest()[:16]
-    return Data(name, images, test, f"{len(images)} images, held-out {digest}")
+    return Data(name, images, decode_split(held_out, config, "test"), fingerprint(images))
+
+
+def fingerprint(images: Images | StreamedImages) -> str:
+    """A short text that differs when the training images or their labels do: a run goes on only with the same."""
+    if isinstance(images, StreamedImages):
+        return f"{len(images)} images, {images.cells._fingerprint}"
+    digest = hashlib.sha256(images.images.numpy())
+    if images.labels is not None:
+        digest.update(images.labels.numpy())
+    return f"{len(images)} images, {digest.hexdigest()[:16]}"
 
 
 def index_batches(

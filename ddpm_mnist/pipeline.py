@@ -9,6 +9,8 @@ Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598): a U-Net that was trained 
 noise with and without a label, and the difference of the two, taken larger, leads further towards the class.
 """
 
+import inspect
+
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -27,6 +29,17 @@ def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, nu
     labels = torch.cat([class_labels, torch.full_like(class_labels, null_class_label)])
     with_class, without = unet(torch.cat([sample, sample]), timestep, class_labels=labels).sample.chunk(2)
     return without + guidance_scale * (with_class - without)
+
+
+def step_arguments(scheduler, generator) -> dict:
+    """What `scheduler.step` is to be given beyond prediction, timestep and sample, of what it takes.
+
+    DDIM clips the predicted x_0 but goes on with the noise as predicted, which then belongs to another x_0, unless told
+    otherwise. The mistake adds up over the steps, and guidance makes it large: digits turn into blobs.
+    """
+    parameters = inspect.signature(scheduler.step).parameters
+    arguments = {"generator": generator, "use_clipped_model_output": bool(scheduler.config.get("clip_sample"))}
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
@@ -75,9 +88,10 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         labels = torch.tensor(labels, device=device)
         self.scheduler.set_timesteps(num_inference_steps)
+        arguments = step_arguments(self.scheduler, generator)
         for t in self.progress_bar(self.scheduler.timesteps):
             model_output = guided_noise(self.unet, image, t, labels, guidance_scale, null)
-            image = self.scheduler.step(model_output, t, image, generator=generator).prev_sample
+            image = self.scheduler.step(model_output, t, image, **arguments).prev_sample
 
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":

@@ -1,6 +1,5 @@
 """Algorithm 2 of Ho et al. 2020: from pure noise to images, one timestep after another."""
 
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from .draws import seeded_generator
-from .pipeline import guided_noise
+from .pipeline import guided_noise, step_arguments
 
 
 @torch.no_grad()
@@ -47,11 +46,11 @@ def sample_images(
 
     scheduler.set_timesteps(num_inference_steps, device=unet.device)
     sample = sample * scheduler.init_noise_sigma  # x_T ~ N(0, I), line 1
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    arguments = step_arguments(scheduler, generators)
     for i, t in enumerate(scheduler.timesteps):  # line 2
         model_input = scheduler.scale_model_input(sample, t)
         model_output = guided_noise(unet, model_input, t, class_labels, guidance_scale, null_class_label)
-        step = scheduler.step(model_output.float(), t, sample, **({"generator": generators} if takes_generator else {}))
+        step = scheduler.step(model_output.float(), t, sample, **arguments)
         sample = step.prev_sample  # lines 3 and 4
         on_step(i, sample, step.get("pred_original_sample", sample))
     return sample  # line 6

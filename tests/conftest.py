@@ -20,6 +20,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):  # `-n 2`: a core for each worker
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
+    torch.set_num_threads(1)
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the numbers compared here are a CPU's
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: whoever asks the Hub fails at once
 datasets.disable_progress_bars()

@@ -66,6 +66,12 @@ CASES = [
     (["--image_column=picture"], ["--image_column picture", "image"]),
     (["--label_column=digit"], ["--label_column digit", "label"]),
     (["--unet.num_class_embeds=4"], ["unet.num_class_embeds 4", "0 to 9"]),
+    (["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"], ["unet.num_class_embeds 10", "0 to 8"]),
+    (["--class_dropout_prob=0.1"], ["--class_dropout_prob 0.1", "unet.num_class_embeds"]),
+    # hub
+    (["--push_to_hub"], ["--hub_model_id: missing"]),
+    (["--push_to_hub", "--hub_model_id=a/b/c"], ["--hub_model_id a/b/c", "USER/NAME"]),
+    (["--push_to_hub", "--hub_model_id=a/b", "--token_file=no/such"], ["--token_file no/such", "cannot be read"]),
     (["--dataset_config_name=other"], ["--dataset_name", "other"]),
     # checkpoints
     (["--resume_from_checkpoint=no/such/folder"], ["--resume_from_checkpoint no/such/folder", "no such folder"]),

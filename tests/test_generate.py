@@ -9,6 +9,9 @@ from conftest import ROOT, python, same, weights
 from PIL import Image
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
+from ddpm_mnist.config import parse_args
+from ddpm_mnist.draws import drop_labels
+from ddpm_mnist.pipeline import guided_noise, step_arguments
 from ddpm_mnist.sampling import grid, sample_images, to_pil
 
 THREE_LINES = """
@@ -94,6 +97,80 @@ def test_to_pil_and_grid():
     assert picture.size == (6, 4) and picture.mode == "L"
     assert [picture.getpixel((x, y)) for y in (0, 2) for x in (0, 2, 4)] == [0, 255, 128, 255, 0, 0]
     assert to_pil(torch.zeros(1, 3, 2, 2))[0].mode == "RGB"
+
+
+# ---- guidance ------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_is_the_formula_in_one_forward_pass():
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        **{"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4},
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        num_class_embeds=11,
+    ).eval()
+    sizes = []
+    unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    sample, labels = torch.randn(3, 1, 8, 8), torch.tensor([7, 0, 9])
+    with torch.no_grad():
+        guided = guided_noise(unet, sample, 5, labels, 2.5, null_class_label=10)
+        assert sizes == [6]
+        with_class = unet(sample, 5, class_labels=labels).sample
+        without = unet(sample, 5, class_labels=torch.full_like(labels, 10)).sample
+        torch.testing.assert_close(guided, without + 2.5 * (with_class - without), rtol=1e-4, atol=1e-5)
+        del sizes[:]
+        assert torch.equal(guided_noise(unet, sample, 5, labels, 1.0, null_class_label=10), with_class)
+        assert sizes == [3]
+
+
+def test_ddim_goes_on_from_the_clipped_image():
+    """x_{t-1} must lie on the line from the clipped x_0 through x_t, not leave it by the noise of another x_0."""
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(10)
+    t, sample, prediction = scheduler.timesteps[2], torch.randn(1, 1, 4, 4), 3 * torch.randn(1, 1, 4, 4)
+    step = scheduler.step(prediction, t, sample, **step_arguments(scheduler, None))
+    a, b = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[scheduler.timesteps[3]]
+    x_0 = ((sample - (1 - a) ** 0.5 * prediction) / a**0.5).clamp(-1, 1)
+    noise = (sample - a**0.5 * x_0) / (1 - a) ** 0.5
+    torch.testing.assert_close(step.prev_sample, b**0.5 * x_0 + (1 - b) ** 0.5 * noise)
+    assert set(step_arguments(diffusers.DPMSolverMultistepScheduler(), None)) == {"generator"}
+
+
+def test_labels_are_dropped_at_the_given_rate_whoever_computes_them():
+    args = ["--config", str(ROOT / "configs/mnist_conditional.yaml"), "--class_dropout_prob=0.25"]
+    config = parse_args(args)
+    labels = torch.arange(10).repeat(100)
+    whole = torch.cat([drop_labels(labels, config, n, 1000, slice(0, 1000)) for n in range(20)])
+    dropped = whole == 10
+    assert 0.23 < dropped.float().mean() < 0.27
+    assert torch.equal(whole[~dropped], labels.repeat(20)[~dropped])
+    halves = [drop_labels(labels[rows], config, 3, 1000, rows) for rows in (slice(0, 500), slice(500, 1000))]
+    assert torch.equal(torch.cat(halves), whole[3000:4000])
+
+
+def test_the_conditional_folder_names_its_pipeline(conditional_model):
+    index = json.loads((conditional_model / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "ClassConditionalDDPMPipeline"] and index["null_class_label"] == 10
+    pipe = diffusers.DiffusionPipeline.from_pretrained(conditional_model, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert len(pipe(class_labels=[1, 2], num_inference_steps=2).images) == 2
+    with pytest.raises(ValueError, match="0 to 9"):
+        pipe(class_labels=10)
+
+
+def test_the_classifier_reads_what_it_was_taught():
+    from ddpm_mnist.data import Images
+    from ddpm_mnist.metrics import read, train_classifier
+
+    pixels = torch.zeros(400, 1, 28, 28, dtype=torch.uint8)
+    labels = torch.arange(400) % 4
+    for i, label in enumerate(labels):
+        pixels[i, 0, 6 * label : 6 * label + 6, 4:24] = 255
+    noisy = (pixels.float() + 40 * torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)
+    classifier = train_classifier(Images(noisy.byte(), labels), epochs=8)
+    classes, confidence = read(classifier, pixels.float() / 127.5 - 1)
+    assert (classes == labels).float().mean() > 0.95 and confidence.mean() > 0.7
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

@@ -33,6 +33,22 @@ EXPECTED_FILES = {
 }
 
 
+# The upload without the validation before it, which takes ten times as long.
+PUSH_ALONE = """
+import sys
+from pathlib import Path
+from ddpm_mnist.config import run_script
+from ddpm_mnist.push import check_repo_id, files_to_push, push, read_token
+
+def main():
+    check_repo_id("REPO")
+    print(push(Path("MODEL"), "REPO", read_token(None), files=files_to_push(Path("MODEL"), False, False)))
+    return 0
+
+sys.exit(run_script(main))
+"""
+
+
 @pytest.fixture
 def hub():
     with HubServer(tokens={ALICE: "alice", BOB: "bob"}) as server:
@@ -255,11 +271,12 @@ def test_card_has_only_figures_of_these_weights(model, tmp_path):
     ],
 )
 def test_trouble_is_answered_in_one_line(hub, model, tmp_path, fault, token, repo, message):
+    code = PUSH_ALONE.replace("MODEL", str(model)).replace("REPO", repo)
     if fault == "409":  # at the commit; at the creation it means that the repo is there
         hub.fault = lambda number, request: fault if "/commit/" in request else None
     elif fault:
         hub.fault = lambda number, request: fault if "/repos/create" in request else None
-    done = push(hub, model, tmp_path, token=token, repo=repo)
+    done = python("-c", code, **client(hub, tmp_path / "home", token) | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr, done.stderr
@@ -304,18 +321,10 @@ def test_a_cut_download_goes_on_by_range(hub, model, tmp_path):
     assert cut and any(not r.startswith("bytes=0-") for r in hub.ranges)
 
 
-PUSH_ALONE = """
-from pathlib import Path
-from ddpm_mnist.push import files_to_push, push
-model = Path("MODEL")
-print(push(model, "alice/digits", "TOKEN", files=files_to_push(model, False, False)))
-"""
-
-
 def test_killed_at_each_request_in_turn(hub, model, tmp_path):
     """The second run completes; until the commit itself the remote is as it was; one commit, never two."""
-    code = PUSH_ALONE.replace("MODEL", str(model)).replace("TOKEN", ALICE)
-    env = os.environ | client(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    code = PUSH_ALONE.replace("MODEL", str(model)).replace("REPO", "alice/digits")
+    env = os.environ | client(hub, tmp_path / "home", ALICE) | {"PYTHONPATH": str(ROOT)}
     write_card(model, "alice/digits")
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
     number_of_requests = len(hub.requests)
