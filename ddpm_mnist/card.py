@@ -1,12 +1,11 @@
 """The model card: README.md of a trained model, out of what the run itself wrote and measured."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-from .export import weights_sha256
 
 THREE_LINES = """from diffusers import DDPMPipeline
 
@@ -25,6 +24,11 @@ pipe({arguments}, num_inference_steps=20)"""
 def three_lines(repo_id: str, conditional: bool) -> str:
     """How anyone generates from the model with stock diffusers."""
     return (THREE_LINES_CONDITIONAL if conditional else THREE_LINES).format(repo_id=repo_id)
+
+
+def weights_sha256(model_dir: Path) -> str:
+    """The hash that ties a measurement to the weights it was made of."""
+    return hashlib.sha256((model_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
 def read_json(path: Path) -> dict:

@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 
 import diffusers
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from . import pipeline
-from .checkpoint import sha256
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
 
@@ -47,8 +45,3 @@ def export_pipeline(
     # the file and the class in it, as diffusers writes it for a pipeline that is not its own
     settings = json.loads(index.read_text()) | {"_class_name": ["pipeline", "ClassConditionalDDPMPipeline"]}
     index.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def weights_sha256(model_dir: Path) -> str:
-    """The hash that ties a measurement to the weights it was made of."""
-    return sha256(model_dir / "unet" / SAFETENSORS_WEIGHTS_NAME)

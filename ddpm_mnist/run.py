@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from .card import weights_sha256
 from .checkpoint import PREFIX, find_checkpoint, is_draft, list_checkpoints
 from .config import ConfigError, TrainConfig
-from .export import weights_sha256
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
