@@ -188,7 +188,7 @@ def test_columns_are_guessed_only_when_there_is_one(tmp_path):
 def test_a_conditional_unet_needs_labels_in_range(tmp_path):
     rows = make_dataset([blob(i) for i in range(20)], [i % 10 for i in range(20)])
     name = folder(tmp_path, rows)
-    with pytest.raises(ConfigError, match="labels from 0 to 9 for unet.num_class_embeds 5"):
+    with pytest.raises(ConfigError, match="labels from 0 to 9, but unet.num_class_embeds 5 leaves room for 0 to 4"):
         data.load_data(config(name, **{"unet.num_class_embeds": 5}))
     (tmp_path / "b").mkdir()
     bare = folder(tmp_path / "b", rows.remove_columns("label"))

@@ -119,7 +119,8 @@ def test_resumed_on_another_number_of_processes(train, dataset_dir, tmp_path):
 def test_two_processes_resume_exactly(dataset_dir, tmp_path):
     options = {"train_batch_size": 8, "logging_steps": 3, "checkpointing_steps": 4, "validation_steps": 0}
     for name in ("whole", "parts"):
-        assert python("train_ddpm_mnist.py", *smoke_args(dataset_dir, tmp_path / name, **options), processes=2)
+        done = python("train_ddpm_mnist.py", *smoke_args(dataset_dir, tmp_path / name, **options), processes=2)
+        assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "parts/checkpoint-8")
     args = smoke_args(dataset_dir, tmp_path / "parts", resume_from_checkpoint="latest", **options)
     assert python("train_ddpm_mnist.py", *args, processes=2).returncode == 0
