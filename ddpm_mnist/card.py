@@ -21,6 +21,9 @@ pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe({arguments}, num_inference_steps=20)"""
 
 
+MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
+
+
 def three_lines(repo_id: str, conditional: bool) -> str:
     """How anyone generates from the model with stock diffusers."""
     return (THREE_LINES_CONDITIONAL if conditional else THREE_LINES).format(repo_id=repo_id)
@@ -82,8 +85,18 @@ def loss_curve(model_dir: Path) -> bool:
     return True
 
 
-def write_card(model_dir: Path, repo_id: str, license: str = "mit") -> ModelCard:
+def written_by_hand(path: Path) -> bool:
+    """Whether there is a card that is not, to the letter, one that `write_card` wrote."""
+    if not path.is_file():
+        return False
+    text, mark, digest = path.read_text().rpartition(MARK)
+    return not mark or digest != f"{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -> ModelCard:
     """Write `README.md` (and `loss_curve.png`, `samples.png`) into the folder of a trained model; returns the card.
+
+    A README.md that a person wrote or edited stays as it is, which is said through `say`.
 
     Raises:
         ValueError: the metadata breaks the Hub's rules.
@@ -184,5 +197,10 @@ would read. It was not tested for memorised training images.
 """,
         ignore_metadata_errors=False,
     )
-    card.save(model_dir / "README.md")
+    path = model_dir / "README.md"
+    if written_by_hand(path):
+        say(f"{path} was written or edited by hand: it goes as it is.")
+        return ModelCard.load(path)
+    text = str(card)
+    path.write_text(f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n")
     return card

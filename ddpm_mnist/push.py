@@ -70,8 +70,9 @@ def validate_model(model_dir: Path) -> None:
         ConfigError: it does not load, or draws something else.
     """
     option = f"--model_dir {model_dir}"
-    if not (model_dir / "model_index.json").is_file():
-        raise ConfigError(f"{option}: holds no model_index.json; name the output_dir of a finished training run")
+    for needed in ("model_index.json", "train_config.yaml"):  # the pipeline, and what the card tells of its training
+        if not (model_dir / needed).is_file():
+            raise ConfigError(f"{option}: holds no {needed}; name the output_dir of a finished training run")
     import numpy as np
     import torch
     from diffusers import DDPMPipeline
@@ -212,7 +213,7 @@ def push_model(
         raise ConfigError(f"--create_pr: a pull request goes to main, not to --revision {revision}; give one of them")
     token = None if dry_run else read_token(token_file)
     validate_model(model_dir)
-    write_card(model_dir, repo_id, license)
+    write_card(model_dir, repo_id, license, say)
     files = files_to_push(model_dir, include_checkpoints, tensorboard)
     for path in files:
         say(f"{(model_dir / path).stat().st_size:>12,}  {path}")

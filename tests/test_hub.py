@@ -214,7 +214,11 @@ def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, model, tmp
     shutil.copytree(model, broken)
     weights = broken / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
-    for folder, message in ((broken, "stock diffusers cannot load"), (tmp_path, "no model_index.json")):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "train_config.yaml").unlink()
+    cases = ((broken, "stock diffusers cannot load"), (tmp_path, "no model_index.json"), (bare, "no train_config.yaml"))
+    for folder, message in cases:
         done = push(hub, folder, tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert hub.repos == {}
@@ -234,6 +238,20 @@ def test_card(model, tmp_path):
     logged = json.loads((model / "train_results.json").read_text())["metrics"]["held_out_ema/loss"]
     assert metric["value"] == pytest.approx(logged, abs=1e-6)
     assert Image.open(model / "loss_curve.png").size == (700, 350)
+
+
+def test_a_card_edited_by_hand_stays(model, tmp_path):
+    import shutil
+
+    other, said = tmp_path / "other", []
+    shutil.copytree(model, other)
+    write_card(other, "alice/a", say=said.append)
+    write_card(other, "alice/b", say=said.append)
+    path = other / "README.md"
+    assert "alice/b" in path.read_text() and not said
+    path.write_text(path.read_text().replace("## Limits", "## My limits"))
+    write_card(other, "alice/c", say=said.append)
+    assert "## My limits" in path.read_text() and "alice/b" in path.read_text() and "by hand" in said[0]
 
 
 def test_card_has_only_figures_of_these_weights(model, tmp_path):
