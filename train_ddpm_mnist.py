@@ -32,10 +32,11 @@ from ddpm_mnist.run import (
     StopSignal,
     begin_output_dir,
     check_output_dir,
+    count_update,
     not_finite,
     one_process_only,
     tracker_names,
-    use_all_cores,
+    use_hardware,
     write_results,
 )
 from ddpm_mnist.sampling import grid, to_pil
@@ -56,7 +57,7 @@ def train(config: TrainConfig) -> int:
         log_with=tracker_names(config.report_to),
         project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
     )
-    use_all_cores(accelerator)
+    use_hardware(accelerator)
     accelerator.print(one_process_only() or "", end="")
     checkpoint = check_output_dir(config) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
@@ -82,6 +83,7 @@ def train(config: TrainConfig) -> int:
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
         eps=config.adam_epsilon,
+        fused=True,  # one pass over all weights, on a CPU too; and it can leave an update out, see `found_inf`
     )
 
     batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
@@ -100,9 +102,8 @@ def train(config: TrainConfig) -> int:
     ema = EMAModel(bare_unet.parameters(), decay=config.ema_max_decay, foreach=True) if config.use_ema else None
 
     # ---- resume, or begin ------------------------------------------------------------------------------------------
-    step = 0  # updates of the weights
-    skipped = 0  # global batches whose gradient was not finite, so that no update came of them
-    loss_sum, loss_count = torch.zeros((), device=accelerator.device), 0  # since the last log
+    step = 0  # global batches, each an update of the weights unless its gradient is not finite
+    counts = torch.zeros(4, device=accelerator.device)  # of losses and left-out updates, see count_update
     run = {  # what must not change in the middle of a run
         **config.identity(),
         "dataset": data.fingerprint,
@@ -118,16 +119,15 @@ def train(config: TrainConfig) -> int:
             accelerator.scaler.load_state_dict(state["scaler"])
         if ema is not None:
             ema.optimization_step = state["step"]
-        step, skipped = state["step"], state["skipped"]
-        loss_sum, loss_count = state["loss_sum"].to(accelerator.device), state["loss_count"]
+        step, counts = state["step"], state["counts"].to(accelerator.device)
         accelerator.print(f"Resumed from {checkpoint} at step {step}.")
 
     def averaged_weights() -> dict[str, torch.Tensor]:
         return dict(zip((name for name, _ in bare_unet.named_parameters()), ema.shadow_params))
 
     def save() -> None:
-        nonlocal loss_sum
-        loss_sum = accelerator.reduce(loss_sum, "mean")  # one number, that each process may go on from
+        nonlocal counts
+        counts = accelerator.reduce(counts, "mean")  # what each process may go on from
         if not all(bool(p.isfinite().all()) for p in bare_unet.parameters()):
             raise ConfigError(not_finite(config, output_dir, step))
         if accelerator.is_main_process:
@@ -140,9 +140,7 @@ def train(config: TrainConfig) -> int:
                 "lr_scheduler": lr_scheduler.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "step": step,
-                "skipped": skipped,
-                "loss_sum": loss_sum,
-                "loss_count": loss_count,
+                "counts": counts,
             }
             save_checkpoint(output_dir, step, bare_unet, weights, state, config.checkpoints_total_limit)
         accelerator.wait_for_everyone()
@@ -187,7 +185,7 @@ def train(config: TrainConfig) -> int:
         index_batches(
             len(train_images),
             config.seed,
-            step + skipped,
+            step,
             batch_size,
             accumulation,
             accelerator.process_index,
@@ -195,20 +193,20 @@ def train(config: TrainConfig) -> int:
         )
     )
     shape = (global_batch, config.unet["in_channels"], config.unet["sample_size"], config.unet["sample_size"])
-    started, first_step, skipped_in_a_row = time.perf_counter(), step, 0
+    started, first_step = time.perf_counter(), step
     unet.train()
     while step < max_train_steps and not stop.requested():  # 1: repeat ... 6: until converged
         update_loss = torch.zeros((), device=accelerator.device)
         all_noise, all_timesteps = draw_noise_and_timesteps(
-            config.seed, step + skipped, shape, len(scheduler), accelerator.device
+            config.seed, step, shape, len(scheduler), accelerator.device
         )
         for micro_step in range(accumulation):
             share = accelerator.num_processes * micro_step + accelerator.process_index
             rows = slice(share * batch_size, (share + 1) * batch_size)  # this process's part of the global batch
-            seed_dropout(config.seed, step + skipped, share)
+            seed_dropout(config.seed, step, share)
 
             images, labels = next(batches)  # 2: x_0 ~ q(x_0)
-            labels = drop_labels(labels, config, step + skipped, global_batch, rows)
+            labels = drop_labels(labels, config, step, global_batch, rows)
             timesteps = all_timesteps[rows]  # 3: t ~ Uniform
             noise = all_noise[rows]  # 4: epsilon ~ N(0, I)
             with accelerator.accumulate(unet):
@@ -218,36 +216,31 @@ def train(config: TrainConfig) -> int:
                 target = prediction_target(scheduler, images, noise, timesteps)
                 loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
                 accelerator.backward(loss)  # 5: take a gradient descent step
-                finite = True
                 if accelerator.sync_gradients:
-                    gradient_norm = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
-                    if accelerator.scaler is None:  # the scaler of fp16 looks itself, and leaves the step out
-                        finite = bool(torch.isfinite(gradient_norm))
-                if finite:
-                    optimizer.step()
+                    finite = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm).isfinite()
+                    if accelerator.scaler is None:  # the scaler of fp16 sets it itself: AdamW then changes nothing
+                        optimizer.optimizer.found_inf = (~finite).float()
+                optimizer.step()
                 optimizer.zero_grad()
             update_loss += loss.detach() / accumulation
 
-        if not finite or accelerator.optimizer_step_was_skipped:  # an overflow: no update, on to the next batch
-            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-            if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                raise ConfigError(not_finite(config, output_dir, step))
-            continue
-        skipped_in_a_row = 0
+        counts = count_update(counts, update_loss, finite)
         learning_rate = lr_scheduler.get_last_lr()[0]
         lr_scheduler.step()
         if ema is not None:
             ema.step(bare_unet.parameters())
         step += 1
-        loss_sum, loss_count = loss_sum + update_loss, loss_count + 1
 
         progress.update()
         if step % config.logging_steps == 0 or step == max_train_steps:
-            mean_loss = accelerator.reduce(loss_sum, "mean").item() / loss_count
+            loss_sum, losses, skipped, in_a_row = accelerator.reduce(counts, "mean").tolist()
+            if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise ConfigError(not_finite(config, output_dir, step))
             rate = log.images_per_second(step, global_batch)
-            log.write(step, {"loss": mean_loss, "lr": learning_rate, "images_per_second": rate, "skipped": skipped})
-            progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{learning_rate:.1e}", images_s=f"{rate:.0f}")
-            loss_sum, loss_count = torch.zeros_like(loss_sum), 0
+            mean_loss = {"loss": loss_sum / losses} if losses else {}
+            log.write(step, {**mean_loss, "lr": learning_rate, "images_per_second": rate, "skipped": int(skipped)})
+            progress.set_postfix(**mean_loss, lr=f"{learning_rate:.1e}", images_s=f"{rate:.0f}")
+            counts[:2] = 0
         if config.validation_steps and (step % config.validation_steps == 0 or step == max_train_steps):
             validate()
         if step % config.checkpointing_steps == 0 or step == max_train_steps:

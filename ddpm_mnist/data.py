@@ -161,7 +161,8 @@ class Images:
     def batches(self, index_batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """x_0 `[B, C, H, W]` float32 in [-1, 1], and labels `[B]`, for each tensor of indices."""
         for indices in index_batches:
-            indices = indices.to(self.images.device)
+            if self.images.is_cuda:  # from pinned memory, so that the host need not wait for the GPU
+                indices = indices.pin_memory().to(self.images.device, non_blocking=True)
             labels = None if self.labels is None else self.labels[indices].to(self.device)
             yield scale(self.images[indices].to(self.device)), labels
 
@@ -251,7 +252,8 @@ class StreamedImages(torch.utils.data.Dataset):
             pin_memory=self.device.type == "cuda",
         )
         for pixels, labels in loader:
-            yield scale(pixels.to(self.device)), None if self.labels is None else labels.to(self.device)
+            pixels, labels = (x.to(self.device, non_blocking=True) for x in (pixels, labels))  # pinned by the loader
+            yield scale(pixels), None if self.labels is None else labels
 
 
 # ---- what a run trains and validates on ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 
 from .config import TrainConfig, resolve_mixed_precision
 from .data import Images, load_data
-from .run import check_output_dir, use_all_cores
+from .run import check_output_dir, use_hardware
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
 
@@ -112,7 +112,7 @@ def check(config: TrainConfig) -> int:
     """
     precision = resolve_mixed_precision(config.mixed_precision)
     accelerator = Accelerator(mixed_precision=precision)
-    use_all_cores(accelerator)
+    use_hardware(accelerator)
     checkpoint = check_output_dir(config)
     data = load_data(config)
     unet, scheduler = UNet2DModel(**config.unet), DDPMScheduler(**config.scheduler)

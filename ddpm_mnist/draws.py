@@ -55,6 +55,6 @@ def drop_labels(labels: Tensor, config: TrainConfig, number: int, global_batch: 
         return None
     if config.null_class_label is None:
         return labels
-    generator = seeded_generator(config.seed, "label dropout", number)
-    dropped = torch.rand(global_batch, generator=generator) < config.class_dropout_prob
-    return torch.where(dropped[rows].to(labels.device), config.null_class_label, labels)
+    generator = seeded_generator(config.seed, "label dropout", number, labels.device)
+    dropped = torch.rand(global_batch, generator=generator, device=labels.device) < config.class_dropout_prob
+    return torch.where(dropped[rows], config.null_class_label, labels)

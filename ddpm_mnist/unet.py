@@ -8,9 +8,13 @@ serve all timesteps: epsilon_theta(x_t, t).
 that a state dict or a folder written by either is read by the other. What stock accepts and this file leaves out is
 refused with a ValueError that names the option. One thing is added: a size that does not halve evenly (28 -> 14 -> 7 ->
 4) works here, since every upsampling goes back to the size of the skip connection that it meets; stock stops there.
+
+What makes it faster than stock, with the same numbers but for rounding: channels_last memory, `normalize`, `attend`,
+`upsample_conv`, and the time projections of all residual blocks in one product. Each says why where it stands.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,11 +80,49 @@ def rescale(hidden_states: Tensor, factor: float) -> Tensor:
     return hidden_states if factor == 1 else hidden_states / factor
 
 
+def normalize(norm: nn.GroupNorm, hidden_states: Tensor) -> Tensor:
+    """`norm`; statistics in float32. On a CPU PyTorch's kernel for channels_last takes 4 to 14 times as long in half
+    precision as that for contiguous memory: there and back costs less, forward and backward."""
+    if hidden_states.device.type != "cpu" or hidden_states.dtype.itemsize > 2:
+        return norm(hidden_states)
+    return norm(hidden_states.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, eq. 1): `[B, heads, tokens, d] -> [B, heads, tokens, d]`.
+
+    Written out for few tokens on a CPU, where the backward pass of PyTorch's fused kernel takes 5 to 10 times as long
+    in bfloat16. For more, the fused kernel saves the memory of tokens x tokens.
+    """
+    if query.device.type != "cpu" or query.shape[-2] > 64:
+        return F.scaled_dot_product_attention(query, key, value)
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    return torch.softmax(scores, dim=-1).to(value.dtype) @ value
+
+
+def upsample_conv(conv: nn.Conv2d, hidden_states: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """Repeat pixels up to `output_size`, then convolve 3x3: `[B, C, H, W] -> [B, C', *output_size]`.
+
+    Doubling repeats each pixel in a 2x2 square, so of the nine weights that meet an output pixel several meet the same
+    input pixel. Added up first, they are a transposed convolution with a 4x4 kernel (the 3x3 one convolved with a 2x2
+    of ones) and stride 2: four products a pixel instead of nine. It pays in float32 on a CPU, where products count.
+    """
+    height, width = hidden_states.shape[-2:]
+    doubles = tuple(output_size) == (2 * height, 2 * width)
+    half_precision = hidden_states.dtype.itemsize <= 2 or torch.is_autocast_enabled(hidden_states.device.type)
+    if hidden_states.device.type != "cpu" or half_precision or not doubles:
+        return conv(F.interpolate(hidden_states, output_size, mode="nearest"))
+    flipped = conv.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution walks its kernel backwards
+    kernel = sum(F.pad(flipped, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))
+    return F.conv_transpose2d(hidden_states, kernel, conv.bias, stride=2, padding=1)
+
+
 class ResnetBlock2D(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))), optionally at half (`down`) or double (`up`) resolution.
 
-    `[B, in_channels, H, W]`, `[B, temb_channels] -> [B, out_channels, H', W']`. With `time_scale_shift` the time scales
-    and shifts the second normalisation (Dhariwal & Nichol 2021, eq. 7) instead of being added before it.
+    `[B, in_channels, H, W]` and the block's row of `UNet2DModel.time_projections`, `[B, out_channels (x 2), 1, 1]` ->
+    `[B, out_channels, H', W']`. With `time_scale_shift` the time scales and shifts the second normalisation (Dhariwal &
+    Nichol 2021, eq. 7) instead of being added before it.
     """
 
     def __init__(
@@ -110,9 +152,9 @@ class ResnetBlock2D(nn.Module):
         self.nonlinearity = ACTIVATIONS[act_fn]()
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, hidden_states: Tensor, temb: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, time: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         residual = hidden_states
-        hidden_states = self.nonlinearity(self.norm1(hidden_states))
+        hidden_states = self.nonlinearity(normalize(self.norm1, hidden_states))
         if self.down:
             residual, hidden_states = F.avg_pool2d(residual, 2), F.avg_pool2d(hidden_states, 2)
         elif self.up:
@@ -120,12 +162,11 @@ class ResnetBlock2D(nn.Module):
             hidden_states = F.interpolate(hidden_states, output_size, mode="nearest")
         hidden_states = self.conv1(hidden_states)
 
-        time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]  # one value per channel, at every pixel
         if self.time_scale_shift:
             scale, shift = time.chunk(2, dim=1)
-            hidden_states = self.norm2(hidden_states) * (1 + scale) + shift
+            hidden_states = normalize(self.norm2, hidden_states) * (1 + scale) + shift
         else:
-            hidden_states = self.norm2(hidden_states + time)
+            hidden_states = normalize(self.norm2, hidden_states + time)
 
         hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
         if self.conv_shortcut is not None:
@@ -151,14 +192,14 @@ class Attention(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         residual = hidden_states
         if self.group_norm is not None:
-            hidden_states = self.group_norm(hidden_states)
-        tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, HW, C]
+            hidden_states = normalize(self.group_norm, hidden_states)
+        tokens = hidden_states.permute(0, 2, 3, 1).flatten(1, 2)  # [B, HW, C], which channels_last memory is already
         query, key, value = (  # each [B, heads, HW, head_dim]
             project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        tokens = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        hidden_states = self.to_out[0](tokens).transpose(1, 2).reshape(residual.shape)
+        tokens = self.to_out[0](attend(query, key, value).transpose(1, 2).flatten(2))
+        hidden_states = tokens.unflatten(1, residual.shape[-2:]).permute(0, 3, 1, 2)
         return rescale(hidden_states + residual, self.output_scale_factor)
 
 
@@ -170,34 +211,37 @@ class Downsample2D(nn.Module):
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         if self.padding == 0:  # the original TensorFlow code pads on the right and at the bottom only
             hidden_states = F.pad(hidden_states, (0, 1, 0, 1))
         return self.conv(hidden_states)
 
 
 class Upsample2D(nn.Module):
-    """Repeat pixels up to `output_size`, then convolve: `[B, C, H, W] -> [B, C, *output_size]`."""
+    """See `upsample_conv`: `[B, C, H, W] -> [B, C, *output_size]`."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, hidden_states: Tensor, temb: Tensor, output_size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(hidden_states, output_size, mode="nearest"))
+    def forward(self, hidden_states: Tensor, output_size: tuple[int, int]) -> Tensor:
+        return upsample_conv(self.conv, hidden_states, output_size)
 
 
 class Block2D(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where the block has it."""
+    """Residual blocks at one resolution, each followed by attention where the block has it.
+
+    `times` hands every residual block of the network, in the order in which they run, its projection of the time.
+    """
 
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two
     _gradient_checkpointing_func = None
 
-    def layer(self, i: int, hidden_states: Tensor, temb: Tensor) -> Tensor:
+    def layer(self, i: int, hidden_states: Tensor, times: Iterator[Tensor]) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            hidden_states = self._gradient_checkpointing_func(self.resnets[i], hidden_states, temb)
+            hidden_states = self._gradient_checkpointing_func(self.resnets[i], hidden_states, next(times))
         else:
-            hidden_states = self.resnets[i](hidden_states, temb)
+            hidden_states = self.resnets[i](hidden_states, next(times))
         return self.attentions[i](hidden_states) if self.attentions is not None else hidden_states
 
 
@@ -214,13 +258,15 @@ class DownBlock2D(Block2D):
                 self.attentions.append(attention(out_channels))
         self.downsamplers = None  # UNet2DModel adds one, except at the bottom
 
-    def forward(self, hidden_states: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, hidden_states: Tensor, times: Iterator[Tensor]) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i in range(len(self.resnets)):
-            hidden_states = self.layer(i, hidden_states, temb)
+            hidden_states = self.layer(i, hidden_states, times)
             skips.append(hidden_states)
         if self.downsamplers is not None:
-            hidden_states = self.downsamplers[0](hidden_states, temb)
+            downsampler = self.downsamplers[0]
+            time = (next(times),) if isinstance(downsampler, ResnetBlock2D) else ()
+            hidden_states = downsampler(hidden_states, *time)
             skips.append(hidden_states)
         return hidden_states, skips
 
@@ -234,11 +280,11 @@ class UNetMidBlock2D(Block2D):
         self.attentions = nn.ModuleList([attention(channels)]) if attention else None
         self.resnets = nn.ModuleList([first, resnet(channels, channels)])
 
-    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
-        hidden_states = self.layer(0, hidden_states, temb)
+    def forward(self, hidden_states: Tensor, times: Iterator[Tensor]) -> Tensor:
+        hidden_states = self.layer(0, hidden_states, times)
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self.resnets[1], hidden_states, temb)
-        return self.resnets[1](hidden_states, temb)
+            return self._gradient_checkpointing_func(self.resnets[1], hidden_states, next(times))
+        return self.resnets[1](hidden_states, next(times))
 
 
 class UpBlock2D(Block2D):
@@ -255,11 +301,13 @@ class UpBlock2D(Block2D):
                 self.attentions.append(attention(out_channels))
         self.upsamplers = None  # UNet2DModel adds one, except at the top
 
-    def forward(self, hidden_states: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, skips: list[Tensor], times: Iterator[Tensor]) -> Tensor:
         for i in range(len(self.resnets)):
-            hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), temb)
+            hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), times)
         if self.upsamplers is not None:
-            hidden_states = self.upsamplers[0](hidden_states, temb, output_size=skips[-1].shape[-2:])
+            upsampler = self.upsamplers[0]
+            time = (next(times),) if isinstance(upsampler, ResnetBlock2D) else ()
+            hidden_states = upsampler(hidden_states, *time, output_size=skips[-1].shape[-2:])
         return hidden_states
 
 
@@ -418,24 +466,37 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         elif class_labels is not None:
             raise ValueError("class_labels were given, but this U-Net has no num_class_embeds")
 
-        # 2. down, keeping every state for the way up
-        sample = self.conv_in(sample)
+        times = iter(self.time_projections(temb))
+
+        # 2. down, keeping every state for the way up; channels_last, in which convolutions are fastest
+        sample = self.conv_in(sample).contiguous(memory_format=torch.channels_last)
         skips = [sample]
         for block in self.down_blocks:
-            sample, new_skips = block(sample, temb)
+            sample, new_skips = block(sample, times)
             skips += new_skips
 
         # 3. bottom and up
         if self.mid_block is not None:
-            sample = self.mid_block(sample, temb)
+            sample = self.mid_block(sample, times)
         for block in self.up_blocks:
-            sample = block(sample, skips, temb)
+            sample = block(sample, skips, times)
 
         # 4. output
-        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+        sample = self.conv_out(self.conv_act(normalize(self.conv_norm_out, sample)))
         if self.config.time_embedding_type == "fourier":
             sample = sample / timesteps[:, None, None, None]
         return UNet2DOutput(sample=sample) if return_dict else (sample,)
+
+    def time_projections(self, temb: Tensor) -> tuple[Tensor, ...]:
+        """What each residual block is told of the time, in the order in which they run; all in one product.
+
+        `[B, temb_channels]` -> for each block `[B, its width (x 2), 1, 1]`: one value per channel, at every pixel.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, ResnetBlock2D)]
+        weight = torch.cat([block.time_emb_proj.weight for block in blocks])
+        bias = torch.cat([block.time_emb_proj.bias for block in blocks])
+        together = F.linear(blocks[0].nonlinearity(temb), weight, bias)[:, :, None, None]
+        return together.split([len(block.time_emb_proj.bias) for block in blocks], dim=1)
 
 
 def check_options(**config) -> None:

@@ -186,18 +186,38 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
         return made
 
     monkeypatch.setattr(train_ddpm_mnist, "Accelerator", accelerator)
-    out = train("run", logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=9)
+    steps = 30
+    out = train("run", max_train_steps=steps, logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=steps)
     skipped = metrics(out, "skipped")
-    assert 0 < skipped[1] == skipped[8] < 25
-    assert sorted(skipped) == list(range(1, 9))
-    states = [load_state(out / f"checkpoint-{step}", {}) for step in range(1, 9)]
-    assert [s["lr_scheduler"]["last_epoch"] for s in states] == list(range(1, 9))
-    assert [int(s["optimizer"]["state"][0]["step"]) for s in states] == list(range(1, 9))
+    first = skipped[steps]  # the number of overflows, all at the start
+    assert 0 < first < 25 and [skipped[s] for s in range(1, steps + 1)] == [min(s, first) for s in range(1, steps + 1)]
+    assert sorted(metrics(out, "loss")) == list(range(int(first) + 1, steps + 1))  # those of the updates that were made
+    at = {step: load_state(out / f"checkpoint-{step}", {}) for step in range(1, steps + 1)}
+    assert [int(at[s]["optimizer"]["state"][0]["step"]) for s in at] == [max(0, s - first) for s in at]
+    assert same(weights(out / "checkpoint-1/unet"), weights(out / f"checkpoint-{int(first)}/unet"))
+    assert not same(weights(out / "checkpoint-1/unet"), weights(out / f"checkpoint-{int(first) + 1}/unet"))
     monkeypatch.undo()
-    assert metrics(out, "lr") == metrics(train("plain", logging_steps=1), "lr")
-    assert metrics(out, "loss")[8] < metrics(out, "loss")[1]
-    # EMAModel's first step copies the weights: had it counted skipped steps, it would average in the initial ones
-    assert same(weights(out / "checkpoint-1/unet"), weights(out / "checkpoint-1/unet_ema"))
+    assert metrics(out, "lr") == metrics(train("plain", max_train_steps=steps, logging_steps=1), "lr")
+    assert metrics(out, "loss")[steps] < metrics(out, "loss")[first + 1]
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(train, monkeypatch):
+    """In float32 and bf16 too, where no scaler looks after it; and the run goes on."""
+    clip, calls = train_ddpm_mnist.Accelerator.clip_grad_norm_, []
+
+    def poisoned(self, parameters, max_norm):
+        parameters = list(parameters)
+        calls.append(1)
+        if len(calls) == 3:
+            parameters[0].grad[0] = float("nan")
+        return clip(self, parameters, max_norm)
+
+    monkeypatch.setattr(train_ddpm_mnist.Accelerator, "clip_grad_norm_", poisoned)
+    out = train("run", logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=9)
+    assert [metrics(out, "skipped")[s] for s in range(1, 9)] == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert sorted(metrics(out, "loss")) == [1, 2, 4, 5, 6, 7, 8]
+    states = [weights(out / f"checkpoint-{step}/unet") for step in range(1, 9)]
+    assert [same(a, b) for a, b in zip(states, states[1:])] == [False, True, False, False, False, False, False]
 
 
 def test_a_run_whose_loss_is_not_finite_stops_with_its_last_good_checkpoint(dataset_dir, tmp_path):

@@ -1,0 +1,70 @@
+"""From the command to the first update: `python benchmarks/startup.py --dataset_name ylecun/mnist`
+
+Run it twice; the first fills the caches (the decoded images, Python's compiled files).
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, machine, table
+
+LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "transformers", "train_ddpm_mnist")
+
+
+def first_update(launcher: list[str], dataset: list[str]) -> float:
+    """Seconds until the first update's loss is in metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"--output_dir={folder}/run", "--max_train_steps=1", "--logging_steps=1", "--validation_steps=0"]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*launcher, "train_ddpm_mnist.py", *dataset, *options],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        log = Path(folder, "run/metrics.jsonl")
+        while process.poll() is None and not (log.exists() and log.read_text().endswith("}\n")):
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        if process.wait():
+            raise SystemExit(f"training failed with exit code {process.returncode}; run it by hand to see why")
+        assert json.loads(log.read_text().splitlines()[0])["step"] == 1
+    return seconds
+
+
+def import_seconds() -> dict[str, float]:
+    """Seconds of each library's import within that of the script, those that it imports itself included."""
+    command = [sys.executable, "-X", "importtime", "-c", "import train_ddpm_mnist"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    found = re.findall(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", lines, re.MULTILINE)
+    return {name: int(microseconds) / 1e6 for microseconds, name in found if name in LIBRARIES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_name", help="default: that of the script")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    dataset = [f"--dataset_name={args.dataset_name}"] if args.dataset_name else []
+    launchers = {"accelerate launch": [sys.executable, "-m", "accelerate.commands.launch"], "python": [sys.executable]}
+    print(f"Seconds from the command to the first update, median of {args.repeats}. {machine()}.\n")
+    table(
+        ("launcher", "seconds"),
+        (
+            (f"`{name}`", f"{statistics.median(first_update(launcher, dataset) for _ in range(args.repeats)):.1f}")
+            for name, launcher in launchers.items()
+        ),
+    )
+    print("Of them the imports, each with what it imports first:\n")
+    table(("import", "seconds"), ((name, f"{seconds:.2f}") for name, seconds in import_seconds().items()))
+
+
+if __name__ == "__main__":
+    main()
