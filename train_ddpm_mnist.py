@@ -40,7 +40,7 @@ from ddpm_mnist.run import (
     write_results,
 )
 from ddpm_mnist.sampling import grid, to_pil
-from ddpm_mnist.validation import evaluating, held_out_loss, prediction_target, sample_grid_images
+from ddpm_mnist.validation import evaluating, held_out_loss, loss_weights, prediction_target, sample_grid_images
 
 
 def train(config: TrainConfig) -> int:
@@ -198,7 +198,7 @@ def train(config: TrainConfig) -> int:
     while step < max_train_steps and not stop.requested():  # 1: repeat ... 6: until converged
         update_loss = torch.zeros((), device=accelerator.device)
         all_noise, all_timesteps = draw_noise_and_timesteps(
-            config.seed, step, shape, len(scheduler), accelerator.device
+            config.seed, step, shape, len(scheduler), accelerator.device, config.timestep_sampling
         )
         for micro_step in range(accumulation):
             share = accelerator.num_processes * micro_step + accelerator.process_index
@@ -214,7 +214,9 @@ def train(config: TrainConfig) -> int:
                 noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
                 model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
                 target = prediction_target(scheduler, images, noise, timesteps)
-                loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
+                error = F.mse_loss(model_output.float(), target, reduction="none")
+                weights = loss_weights(scheduler, timesteps, config.snr_gamma)  # all 1, unless asked for
+                loss = (weights * error).mean()  # L_simple, eq. 14
                 accelerator.backward(loss)  # 5: take a gradient descent step
                 if accelerator.sync_gradients:
                     finite = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm).isfinite()

@@ -79,6 +79,10 @@ class TrainConfig:
     class_dropout_prob: float = opt(
         0.0, "Share of labels dropped, for classifier-free guidance; the last of unet.num_class_embeds then means none."
     )
+    timestep_sampling: Literal["uniform", "stratified"] = opt(
+        "uniform", "Draw the timesteps of a batch one by one, or spread evenly, which lowers the noise of the gradient."
+    )
+    snr_gamma: float | None = opt(None, "Min-SNR weighting of the loss with this gamma (5.0 is usual). Default: none.")
     gradient_checkpointing: bool = opt(False, "Recompute residual blocks in the backward pass to save memory.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 where the hardware computes in it, else no."
@@ -128,7 +132,7 @@ class TrainConfig:
         global batch does not.
         """
         names = "unet scheduler seed use_ema ema_max_decay learning_rate lr_scheduler lr_warmup_steps max_grad_norm"
-        names += " class_dropout_prob"
+        names += " class_dropout_prob timestep_sampling snr_gamma"
         names += " adam_beta1 adam_beta2 adam_weight_decay adam_epsilon"
         return {name: getattr(self, name) for name in names.split()}
 
@@ -274,6 +278,8 @@ def check(config: TrainConfig) -> None:
     for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "class_dropout_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"--{name} {getattr(config, name)}: must lie in [0, 1)")
+    if config.snr_gamma is not None and not 0 < config.snr_gamma < float("inf"):
+        raise ConfigError(f"--snr_gamma {config.snr_gamma}: must be a positive number, or null for no weighting")
     check_model(config)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .config import TrainConfig
 
 # The place of a purpose in this row is part of every result: only append.
-PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout", "label dropout")
+PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout", "label dropout", "bound", "subset")
 
 
 def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -33,9 +33,17 @@ def seed_dropout(seed: int, number: int, share: int) -> None:
 
 
 def draw_noise_and_timesteps(
-    seed: int, number: int, shape: tuple[int, ...], num_train_timesteps: int, device: torch.device
+    seed: int,
+    number: int,
+    shape: tuple[int, ...],
+    num_train_timesteps: int,
+    device: torch.device,
+    timestep_sampling: str = "uniform",
 ) -> tuple[Tensor, Tensor]:
     """epsilon ~ N(0, I), `shape` = `[B, C, H, W]`, and t ~ Uniform{0 ... T-1}, `[B]`, of global batch `number`.
+
+    `timestep_sampling` "stratified": one t from each of B equal parts of 0 ... T-1, all by one draw (Kingma et al.
+    2021, https://arxiv.org/abs/2107.00630, appendix I.1). Each t is still uniform, but a batch's mean varies less.
 
     B is the global batch: every process draws all of it and takes its rows, so that the numbers do not depend on how
     many processes share it. (They do depend on the device: a GPU has another generator than a CPU.)
@@ -43,6 +51,9 @@ def draw_noise_and_timesteps(
     generator = seeded_generator(seed, "training noise", number, device)
     noise = torch.randn(shape, generator=generator, device=device)
     timesteps = torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
+    if timestep_sampling == "stratified":
+        parts = torch.arange(shape[0], device=device) * num_train_timesteps // shape[0]
+        timesteps = (timesteps[0] + parts) % num_train_timesteps
     return noise, timesteps
 
 

@@ -1,121 +1,65 @@
-"""Does a conditional model draw the digit that it was asked for? A classifier, trained on the same data, says.
+"""How near are samples to real images? Distances between two sets of feature vectors, each row one image.
 
-python -m ddpm_mnist.metrics --model ddpm-mnist-conditional --dataset_name PATH_OR_ID --num_images 1000
+All take `[N, D]` float tensors. Features of what, is for the caller to say: a figure means nothing without its extractor
+and its number of images.
 """
 
-import json
-import sys
-import time
-from dataclasses import dataclass
-from typing import Literal
-
+import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.linalg import sqrtm
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import ResNetConfig, ResNetForImageClassification
-
-from .config import ConfigError, Parser, TrainConfig, opt, run_script
-from .data import Images, index_batches, scale
 
 
-def train_classifier(train: Images, epochs: int = 3, seed: int = 0) -> ResNetForImageClassification:
-    """A small ResNet (0.3 M parameters) that reads `[B, C, 28, 28]` in [-1, 1]; deterministic but for the hardware.
-
-    Three epochs of MNIST are enough for 99% of the test split.
-    """
-    torch.manual_seed(seed)
-    config = ResNetConfig(
-        num_channels=train.images.shape[1],
-        embedding_size=32,
-        hidden_sizes=[32, 64, 128],
-        depths=[1, 1, 1],
-        layer_type="basic",
-        num_labels=int(train.labels.max()) + 1,
+def frechet_distance(features: Tensor, reference: Tensor) -> float:
+    """|mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) of the Gaussians fitted to both (Heusel et al. 2017, eq. 6)."""
+    (mean_1, cov_1), (mean_2, cov_2) = (
+        (x.double().mean(0).numpy(), np.cov(x.double().numpy(), rowvar=False)) for x in (features, reference)
     )
-    classifier = ResNetForImageClassification(config).train()
-    batch_size = min(128, len(train))
-    steps = epochs * len(train) // batch_size
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    batches = train.batches(index_batches(len(train), seed, 0, batch_size, 1, 0, 1))
-    for _ in tqdm(range(steps), desc="training the classifier"):
-        images, labels = next(batches)
-        F.cross_entropy(classifier(images).logits, labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return classifier.eval()
+    root = sqrtm(cov_1 @ cov_2).real  # what is imaginary in it is rounding
+    return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root))
 
 
-@torch.no_grad()
-def read(classifier: ResNetForImageClassification, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Class `[B]` that the classifier reads in images `[B, C, H, W]` in [-1, 1], and how sure it is, 0 to 1 `[B]`."""
-    probabilities = torch.cat([classifier(batch).logits.softmax(-1) for batch in images.split(256)])
-    confidence, classes = probabilities.max(dim=-1)
-    return classes, confidence
+def bootstrap_ci(statistic, features: Tensor, seed: int = 0, resamples: int = 20) -> float:
+    """Half the 95% interval of `statistic(features)`: 1.96 standard deviations over sets drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = (torch.randint(0, len(features), (len(features),), generator=generator) for _ in range(resamples))
+    return float(1.96 * np.std([statistic(features[rows]) for rows in draws], ddof=1))
 
 
-@dataclass
-class MetricsConfig:
-    """The options of `python -m ddpm_mnist.metrics`."""
-
-    model: str = opt("ddpm-mnist-conditional", "Folder of a conditional pipeline, or its Hub id.")
-    dataset_name: str | None = opt(None, "What the classifier learns from; as in training.")
-    num_images: int = opt(1000, "Samples to read, in equal parts of each class.")
-    batch_size: int = opt(100, "How many at a time.")
-    scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt("ddim", "Sampler.")
-    num_inference_steps: int | None = opt(None, "Steps. Default: that of `generate`.")
-    guidance_scale: float = opt(2.0, "How far towards the class.")
-    seed: int = opt(0, "Of samples and classifier.")
+def mean_and_ci(values: Tensor) -> tuple[float, float]:
+    """Mean, and half its 95% interval."""
+    values = values.double()
+    return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
 
 
-def measure(config: MetricsConfig) -> dict:
-    """The share of samples that are read as the class asked for, and what is behind it."""
-    from .data import load_data
-    from .generate import STEPS, GenerateConfig, load_model
-    from .sampling import sample_images
+def precision_recall(features: Tensor, real: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2); means of the booleans returned.
 
-    settings = GenerateConfig(model=config.model, scheduler=config.scheduler)
-    unet, scheduler, null_class_label = load_model(settings)
-    if unet.config.num_class_embeds is None:
-        raise ConfigError(f"--model {config.model}: is unconditional; name one that draws classes")
-    classes = unet.config.num_class_embeds - (null_class_label is not None)
-    data_config = TrainConfig(dataset_name=config.dataset_name, num_validation_samples=10**9)
-    data_config.unet = {"in_channels": unet.config.in_channels, "sample_size": unet.config.sample_size}
-    data = load_data(data_config)
-    started = time.perf_counter()
-    classifier = train_classifier(data.train, seed=config.seed)
-    classifier_seconds = time.perf_counter() - started
-    test_classes, _ = read(classifier, scale(data.test.images))
-
-    steps = config.num_inference_steps or STEPS[config.scheduler]
-    asked = torch.arange(config.num_images) % classes
-    samples = []
-    for numbers in tqdm(torch.arange(config.num_images).split(config.batch_size), desc="sampling"):
-        guidance = (config.guidance_scale, null_class_label)
-        labels = asked[numbers].to(unet.device)
-        samples.append(sample_images(unet, scheduler, config.seed, numbers.tolist(), steps, labels, *guidance))
-    classes_read, confidence = read(classifier, torch.cat(samples).clamp(-1, 1).cpu())
-    right = classes_read == asked
-    return {
-        "read_as_asked": right.float().mean().item(),
-        "read_as_asked_by_class": [right[asked == c].float().mean().item() for c in range(classes)],
-        "confidence_over_0.9": (confidence > 0.9).float().mean().item(),
-        "num_images": config.num_images,
-        "sampler": f"{config.scheduler}, {steps} steps, guidance {config.guidance_scale}, seed {config.seed}",
-        "classifier_test_accuracy": (test_classes == data.test.labels).float().mean().item(),
-        "classifier_seconds": classifier_seconds,
-    }
+    A sample is precise if it lies in the ball of some real image, out to that one's k-th neighbour among the real; a real
+    image is recalled if it lies in the ball of some sample. `[N]` of samples, `[M]` of real images.
+    """
+    distance = torch.cdist(features, real)
+    precise = (distance <= kth_neighbour(real, k)[None, :]).any(dim=1)
+    recalled = (distance <= kth_neighbour(features, k)[:, None]).any(dim=0)
+    return precise, recalled
 
 
-def main() -> int:
-    parser = Parser(MetricsConfig, description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    config, _ = parser.parse_args_into_dataclasses(look_for_args_file=False)
-    print(json.dumps(measure(config), indent=1))
-    return 0
+def density_coverage(features: Tensor, real: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+    """Density and coverage (Naeem et al. 2020, eq. 3 and 4), less easily led by outliers; means of what is returned.
+
+    For each sample how many of the real images' balls it lies in, over k; for each real image whether a sample lies in
+    its ball. `[N]` of samples, `[M]` of real images.
+    """
+    inside = torch.cdist(features, real) <= kth_neighbour(real, k)[None, :]
+    return inside.sum(dim=1) / k, inside.any(dim=0)
 
 
-if __name__ == "__main__":
-    sys.exit(run_script(main))
+def kth_neighbour(points: Tensor, k: int) -> Tensor:
+    """Distance of each point to its k-th nearest among the others, `[N]`."""
+    return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+
+
+def nearest(points: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Distances to the k nearest of `reference`, and which they are: `[N, k]` each."""
+    parts = [torch.cdist(part, reference).topk(k, dim=1, largest=False) for part in points.split(500)]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

@@ -253,6 +253,24 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         s = s.clamp(min=1, max=self.config.sample_max_value)[:, None]
         return (torch.clamp(flat, -s, s) / s).reshape(sample.shape).to(sample.dtype)
 
+    def predict_original_sample(self, model_output: Tensor, alpha_prod: Tensor, sample: Tensor) -> Tensor:
+        """x_0 as x_t (`sample`) and the prediction imply it (eq. 15 for epsilon), kept to what an image can be.
+
+        `[B, C, H, W]`; `alpha_prod` is alpha-bar_t, one for all or `[B, 1, 1, 1]`.
+        """
+        if self.config.prediction_type == "epsilon":
+            pred_original_sample = (sample - (1 - alpha_prod) ** 0.5 * model_output) / alpha_prod**0.5
+        elif self.config.prediction_type == "sample":
+            pred_original_sample = model_output
+        else:
+            pred_original_sample = alpha_prod**0.5 * sample - (1 - alpha_prod) ** 0.5 * model_output
+        if self.config.thresholding:
+            return self._threshold_sample(pred_original_sample)
+        if self.config.clip_sample:
+            clip = self.config.clip_sample_range
+            return pred_original_sample.clamp(-clip, clip)
+        return pred_original_sample
+
     def step(
         self,
         model_output: Tensor,
@@ -276,18 +294,8 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             model_output, predicted_variance = torch.split(model_output, sample.shape[1], dim=1)
         alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
 
-        # 1. x_0 as x_t and the prediction imply it (eq. 15 for epsilon), kept to what an image can be
-        if self.config.prediction_type == "epsilon":
-            pred_original_sample = (sample - (1 - alpha_prod) ** 0.5 * model_output) / alpha_prod**0.5
-        elif self.config.prediction_type == "sample":
-            pred_original_sample = model_output
-        else:
-            pred_original_sample = alpha_prod**0.5 * sample - (1 - alpha_prod) ** 0.5 * model_output
-        if self.config.thresholding:
-            pred_original_sample = self._threshold_sample(pred_original_sample)
-        elif self.config.clip_sample:
-            clip = self.config.clip_sample_range
-            pred_original_sample = pred_original_sample.clamp(-clip, clip)
+        # 1. x_0 as x_t and the prediction imply it
+        pred_original_sample = self.predict_original_sample(model_output, alpha_prod, sample)
 
         # 2. the mean of q(x_{t-1} | x_t, x_0), eq. 7
         original_coeff = alpha_prod_prev**0.5 * (1 - alpha) / (1 - alpha_prod)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import DDIMScheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
 
 from .data import Images, scale
@@ -22,6 +22,19 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
     if scheduler.config.prediction_type == "sample":
         return images
     return scheduler.get_velocity(images, noise, timesteps)
+
+
+def loss_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor | int:
+    """What each image's squared error counts, by its timestep; `[B, 1, 1, 1]`, or 1 without `snr_gamma`.
+
+    Min-SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556, section 3.4): min(SNR, gamma) as a weight of the error
+    of x_0, and so min(SNR, gamma) / SNR as one of epsilon's, where SNR = alpha-bar_t / (1 - alpha-bar_t).
+    """
+    if snr_gamma is None:
+        return 1
+    snr = compute_snr(scheduler, timesteps)
+    of_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[scheduler.config.prediction_type]
+    return (snr.clamp(max=snr_gamma) / of_x0)[:, None, None, None]
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""Which recipe gives the best digits for the minutes? `python benchmarks/recipe/trials.py --dataset_name ylecun/mnist`
+
+Each trial is the default with something changed, trained for as many updates as its own measured speed fits into
+`--minutes` (a short run, alone on the machine, measures it; start-up, validation and export are left out), then judged
+by `python -m ddpm_mnist.evaluate`. Appends to `trials.jsonl` beside this file and prints all of it as a table.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+COSINE = ["--scheduler.beta_schedule=squaredcos_cap_v2"]
+VELOCITY = ["--scheduler.prediction_type=v_prediction"]
+NARROW, WIDE = ["--unet.block_out_channels=[16,32,64]"], ["--unet.block_out_channels=[32,64,128]"]
+TRIALS = {  # name: options over configs/mnist.yaml as it was when the trials were made
+    "as before": [],
+    "stratified timesteps": ["--timestep_sampling=stratified"],
+    "min-SNR 5": ["--snr_gamma=5"],
+    "velocity": VELOCITY,
+    "cosine betas": COSINE,
+    "velocity, cosine betas": VELOCITY + COSINE,
+    "narrow (16, 32, 64)": NARROW,
+    "wide (32, 64, 128)": WIDE,
+    "batch 32": ["--train_batch_size=32"],
+    "batch 128": ["--train_batch_size=128"],
+    "learning rate 4e-3": ["--learning_rate=4e-3"],
+    "learning rate 1e-3": ["--learning_rate=1e-3"],
+    "two layers a block": ["--unet.layers_per_block=2"],
+}
+PEERS = {  # name: options of benchmarks/peer.py
+    "stock, its defaults": [],
+    "stock, bf16, batch 64, learning rate 2e-3": [
+        "--mixed_precision=bf16",
+        "--train_batch_size=64",
+        "--learning_rate=2e-3",
+        "--lr_warmup_steps=100",
+    ],
+}
+
+
+def train(name: str, options: list[str], steps: int, output_dir: Path, dataset: list[str]) -> tuple[float, float]:
+    """Images a second and the loss at the end."""
+    command = [sys.executable, "benchmarks/peer.py" if name in PEERS else "train_ddpm_mnist.py", *dataset, *options]
+    command += [f"--output_dir={output_dir}", f"--max_train_steps={steps}"]
+    if name not in PEERS:
+        command += ["--validation_steps=0", "--checkpointing_steps=1000000", "--logging_steps=10", "--report_to=none"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if name in PEERS:
+        results = json.loads((output_dir / "peer.json").read_text())
+        return results["images_per_second"], results["loss"]
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    rate = statistics.median(line["images_per_second"] for line in lines[1:])
+    return rate, statistics.mean(line["loss"] for line in lines[-10:])
+
+
+def batch_size(options: list[str], name: str) -> int:
+    given = [int(o.split("=")[1]) for o in options if o.startswith("--train_batch_size=")]
+    return given[0] if given else 16 if name in PEERS else 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_name", default="ylecun/mnist")
+    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--only", nargs="*", help="names of trials; default: all, the peers too")
+    parser.add_argument("--num_images", type=int, default=1000)
+    parser.add_argument("--keep", help="folder for the models; default: they are thrown away")
+    args = parser.parse_args()
+    dataset, results = [f"--dataset_name={args.dataset_name}"], HERE / "trials.jsonl"
+    trials = {name: options for name, options in (TRIALS | PEERS).items() if not args.only or name in args.only}
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(args.keep or folder)
+        plan = {}
+        for i, (name, options) in enumerate(trials.items()):  # all speeds first, while the machine is quiet
+            rate, _ = train(name, options, 30, Path(folder, f"speed-{i}"), dataset)
+            plan[name] = (options, rate, round(args.minutes * 60 * rate / batch_size(options, name)))
+            print(f"{name}: {rate:.0f} images/s, {plan[name][2]} updates", flush=True)
+        for name, (options, rate, steps) in plan.items():
+            output_dir = kept / "".join(c if c.isalnum() else "-" for c in f"{name} {args.minutes:g}")
+            _, loss = train(name, options, steps, output_dir, dataset)
+            command = [sys.executable, "-m", "ddpm_mnist.evaluate", f"--model={output_dir}", *dataset]
+            command += [f"--num_images={args.num_images}", "--bound_images=0"]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            metrics = json.loads((output_dir / "evaluation.json").read_text())["metrics"]
+            row = {"trial": name, "minutes": args.minutes, "updates": steps, "images_per_second": rate, "loss": loss}
+            with results.open("a") as file:
+                file.write(json.dumps(row | metrics) + "\n")
+            print(name, metrics, flush=True)
+
+    print("\n| minutes | recipe | updates | images/s | loss | Fréchet | confident | precision | recall | coverage |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    for r in sorted(rows, key=lambda r: (r["minutes"], r["frechet_distance"])):
+        print(
+            f"| {r['minutes']:g} | {r['trial']} | {r['updates']:,} | {r['images_per_second']:.0f} | {r['loss']:.4f} |"
+            f" {r['frechet_distance']:.2f} | {r['confident']:.1%} | {r['precision']:.3f} | {r['recall']:.3f} |"
+            f" {r['coverage']:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

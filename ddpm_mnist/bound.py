@@ -1,0 +1,110 @@
+"""How many bits a pixel does the model need? The variational bound on -log p(x_0), of which L_simple is a reweighting.
+
+Ho et al. 2020, section 2, eq. 5: L = L_T + L_{T-1} + ... + L_1 + L_0, here in bits and per dimension, on images that
+the model has not seen, for pixels in 256 levels. The paper's t = 1 ... T is t = 0 ... T-1 in the code.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.special import log_ndtr
+from tqdm.auto import tqdm
+
+from .data import Images, scale
+from .draws import seeded_generator
+from .scheduler import DDPMScheduler
+
+BITS = 1 / math.log(2)
+
+
+def log_probability_between(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)) of the standard normal, lower < upper, also far out in the tails."""
+    swap = lower > 0  # by symmetry to the left tail, where log Phi keeps its precision
+    lower, upper = torch.where(swap, -upper, lower), torch.where(swap, -lower, upper)
+    return log_ndtr(upper) + torch.log1p(-torch.exp(log_ndtr(lower) - log_ndtr(upper)))
+
+
+def decoder_nll(images: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
+    """-log p(x_0 | x_1) in nats, `[B, C, H, W]`: the mass of a Gaussian on each pixel's 256th of [-1, 1] (eq. 13)."""
+    images, mean = images.double(), mean.double()
+    upper = torch.where(images > 0.999, torch.inf, (images + 1 / 255 - mean) / std)
+    lower = torch.where(images < -0.999, -torch.inf, (images - 1 / 255 - mean) / std)
+    return -log_probability_between(lower, upper)
+
+
+def prior_kl(images: Tensor, scheduler: DDPMScheduler) -> Tensor:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, `[B, C, H, W]`: what is left of the image when noising ends."""
+    alpha_prod = scheduler.alphas_cumprod[-1].double()
+    return 0.5 * (alpha_prod * images.double() ** 2 - alpha_prod - torch.log(1 - alpha_prod))
+
+
+def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, scheduler: DDPMScheduler) -> Tensor:
+    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and L_0 for t = 0, in nats, `[B, C, H, W]`.
+
+    Args:
+        prediction: x_0 as the model infers it from x_t, `[B, C, H, W]`.
+        timesteps: `[B]`.
+    """
+    alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    betas = 1 - alphas_cumprod / before
+    posterior = (1 - before) / (1 - alphas_cumprod) * betas  # beta-tilde_t, eq. 7
+    sigma = betas.clone() if scheduler.config.variance_type.startswith("fixed_large") else posterior.clone()
+    sigma[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, and no density has that variance
+    weight = before.sqrt() * betas / (1 - alphas_cumprod)  # of x_0 in the mean of q(x_{t-1} | x_t, x_0), eq. 7
+    posterior, sigma, weight = (x.to(images.device)[timesteps][:, None, None, None] for x in (posterior, sigma, weight))
+
+    # Both means have the same part of x_t: they differ by that of x_0.
+    distance = (weight * (images.double() - prediction.double())) ** 2
+    kl = 0.5 * (torch.log(sigma / posterior) + (posterior + distance) / sigma - 1)
+    first = (timesteps == 0)[:, None, None, None]
+    return torch.where(first, decoder_nll(images, prediction, sigma.sqrt()), kl)
+
+
+@torch.no_grad()
+def variational_bound(
+    unet, scheduler: DDPMScheduler, test: Images, per_timestep: int = 10, batch_size: int = 250, seed: int = 0
+) -> dict:
+    """The bound, estimated on random images and noise for every timestep; L_T is exact over all images.
+
+    The first timesteps, of which each is worth most and varies most, get ten times as many images.
+
+    Returns:
+        "bits_per_dim", "ci" (half of the 95% interval), "terms" (T + 1 numbers: L_0 ... L_{T-1}, L_T), "evaluations".
+
+    Raises:
+        ValueError: the model learns its variances, for which these terms do not hold.
+    """
+    if scheduler.config.variance_type.startswith("learned"):
+        raise ValueError(f"variance_type {scheduler.config.variance_type}: only fixed variances are covered")
+    T = scheduler.config.num_train_timesteps
+    counts = torch.full((T,), per_timestep)
+    counts[: T // 50] *= 10
+    timesteps = torch.repeat_interleave(torch.arange(T), counts)
+    generator = seeded_generator(seed, "bound")
+    rows = torch.randint(0, len(test), (len(timesteps),), generator=generator)
+
+    nats = torch.empty(len(timesteps), dtype=torch.float64)
+    for part in tqdm(torch.arange(len(timesteps)).split(batch_size), desc="variational bound"):
+        images = scale(test.images[rows[part]])
+        noise = torch.randn(images.shape, generator=generator)
+        images, noise, t = (x.to(unet.device) for x in (images, noise, timesteps[part]))
+        labels = test.labels[rows[part]].to(unet.device) if unet.config.num_class_embeds is not None else None
+        noisy_images = scheduler.add_noise(images, noise, t)
+        model_output = unet(noisy_images, t, class_labels=labels).sample.float()
+        alpha_prod = scheduler.alphas_cumprod.to(t.device)[t][:, None, None, None]
+        prediction = scheduler.predict_original_sample(model_output, alpha_prod, noisy_images)
+        nats[part] = transition_nll(images, prediction, t, scheduler).mean(dim=(1, 2, 3)).cpu()
+
+    bits = nats * BITS
+    by_timestep = bits.split(counts.tolist())
+    terms = [b.mean().item() for b in by_timestep]
+    terms.append(BITS * prior_kl(scale(test.images), scheduler).mean().item())
+    variance = sum((b.var() / len(b)).item() for b in by_timestep)
+    return {
+        "bits_per_dim": math.fsum(terms),
+        "ci": 1.96 * variance**0.5,
+        "terms": terms,
+        "evaluations": len(timesteps),
+    }
