@@ -50,11 +50,15 @@ def measured(model_dir: Path, dataset: str) -> list[EvalResult]:
     if run.get("weights_sha256") == sha and held_out is not None:
         name = "held-out mean squared error of the predicted noise"
         results.append(EvalResult(**task, metric_type="mse", metric_name=name, metric_value=round(held_out, 6)))
-    evaluation = read_json(model_dir / "evaluation.json")
-    if evaluation.get("weights_sha256") == sha:
-        for name, value in evaluation.get("metrics", {}).items():
-            results.append(EvalResult(**task, metric_type=name, metric_name=name, metric_value=value))
+    for name, value in evaluation(model_dir).get("metrics", {}).items():
+        results.append(EvalResult(**task, metric_type=name, metric_name=name, metric_value=value))
     return results
+
+
+def evaluation(model_dir: Path) -> dict:
+    """What `python -m ddpm_mnist.evaluate` measured of these very weights; empty where it did not."""
+    found = read_json(model_dir / "evaluation.json")
+    return found if found.get("weights_sha256") == weights_sha256(model_dir) else {}
 
 
 def loss_curve(model_dir: Path) -> bool:
@@ -145,6 +149,12 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     measurements = (
         f"## Measured\n\n| | |\n| --- | --- |\n{figures}\n\nOf these weights, by the run itself.\n" if results else ""
     )
+    memorised = "It was not tested for memorised training images."
+    if (evaluated := evaluation(model_dir)) and (model_dir / "evaluation.md").is_file():
+        table_of_evaluation = (model_dir / "evaluation.md").read_text()
+        measurements = f"## Measured\n\n{table_of_evaluation}\nBy `python -m ddpm_mnist.evaluate`, of these weights.\n"
+        if "nearest_ratio" in evaluated["metrics"]:
+            memorised = "Whether it memorised training images, the table above says by distances between pixels."
     arguments = "class_labels=[7] * 16" if conditional else "batch_size=16"
     card = ModelCard(
         f"""---
@@ -182,7 +192,7 @@ All settings are in `train_config.yaml`, which the training script reads.
 ## Limits
 
 It draws what its training set holds, in its size and colours, and nothing else. Some samples are no digit that a person
-would read. It was not tested for memorised training images.
+would read. {memorised}
 
 ## Citation
 

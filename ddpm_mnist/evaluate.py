@@ -107,7 +107,9 @@ def inception_features(pixels: Tensor) -> Tensor:
     return torch.cat([extractor(part.to(device))[0].cpu() for part in rgb.split(100)])
 
 
-def compare(samples: Tensor, asked: Tensor | None, data: Data, classifier, seed: int) -> list[Figure]:
+def compare(
+    samples: Tensor, asked: Tensor | None, data: Data, classifier, seed: int, classifier_steps: int = 1400
+) -> list[Figure]:
     """Samples, and as many training images for the floor, against the test split.
 
     Args:
@@ -157,19 +159,14 @@ def compare(samples: Tensor, asked: Tensor | None, data: Data, classifier, seed:
         return (next(shares) - next(shares)).abs().sum().item() / 2
 
     if asked is None:
-        ci = bootstrap_ci(imbalance, classes, seed)
-        add(
-            "class_imbalance",
-            "share of classes out of balance",
-            imbalance(classes),
-            ci,
-            imbalance(floor_classes),
-            "down",
-        )
+        text, ci = "share of classes out of balance", bootstrap_ci(imbalance, classes, seed)
+        add("class_imbalance", text, imbalance(classes), ci, imbalance(floor_classes), "down")
     else:
         add("read_as_asked", "read as the class asked for", *mean_and_ci(classes == asked), None, "up")
-        trained = train_classifier(Images(samples, asked), seed=seed)
-        floor = train_classifier(Images(data.train.images[train_rows], data.train.labels[train_rows]), seed=seed)
+        trained = train_classifier(Images(samples, asked), classifier_steps, seed)
+        floor = train_classifier(
+            Images(data.train.images[train_rows], data.train.labels[train_rows]), classifier_steps, seed
+        )
         add(
             "accuracy_from_samples",
             "accuracy of a classifier trained on the samples alone",
@@ -191,11 +188,10 @@ def compare(samples: Tensor, asked: Tensor | None, data: Data, classifier, seed:
     def ratio(pairs: Tensor) -> float:
         return (pairs[:, 0].median() / pairs[:, 1].median()).item()
 
-    pairs = to_train_over_to_test(pixels)
-    floor = ratio(to_train_over_to_test(test_pixels[test_rows], k=2))
+    pairs, floor_pairs = to_train_over_to_test(pixels), to_train_over_to_test(test_pixels[test_rows], k=2)
+    text = "distance to the nearest training image, over that to the nearest test image"
     ci = bootstrap_ci(ratio, pairs, seed)
-    add("nearest_ratio", "distance to the nearest training image, over that to the nearest test image", ratio(pairs), ci,
-        floor, "1: nothing memorised")  # fmt: skip
+    add("nearest_ratio", text, ratio(pairs), ci, ratio(floor_pairs), "1: nothing memorised")
     return figures
 
 
@@ -232,6 +228,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     for name in ("num_images", "batch_size", "num_inference_steps", "classifier_steps"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"--{name} {getattr(config, name)}: must be at least 1")
+    if config.bound_images < 0 or config.bound_images == 1:
+        raise ConfigError(f"--bound_images {config.bound_images}: must be 2 or more for an interval, or 0 for no bound")
     local = Path(config.model).is_dir()
     if config.output_dir is None and not local:
         raise ConfigError(f"--output_dir: missing; {config.model} is no folder, so say where the results shall go")
@@ -251,7 +249,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         raise ConfigError(f"--num_images {config.num_images}: samples, training and test images must be at least 10")
     classifier, read_right = get_classifier(data, config.classifier_steps, config.seed, config.min_classifier_accuracy)
     samples, asked = draw_samples(config, unet, scheduler, null_class_label)
-    figures = compare(samples, asked, data, classifier, config.seed)
+    figures = compare(samples, asked, data, classifier, config.seed, config.classifier_steps)
     if config.feature_extractor == "inception":
         test = inception_features(data.test.images)
         value, floor = (

@@ -1,22 +1,22 @@
 """How near are samples to real images? Distances between two sets of feature vectors, each row one image.
 
-All take `[N, D]` float tensors. Features of what, is for the caller to say: a figure means nothing without its extractor
-and its number of images.
+All take `[N, D]` float tensors. What they are features of, the caller knows: a figure means nothing without its
+extractor and its number of images.
 """
 
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
+from scipy.linalg import eigvals
 from torch import Tensor
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
-    """|mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) of the Gaussians fitted to both (Heusel et al. 2017, eq. 6)."""
+    """|mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) of Gaussians fitted to both (Heusel et al. 2017, eq. 6)."""
     (mean_1, cov_1), (mean_2, cov_2) = (
         (x.double().mean(0).numpy(), np.cov(x.double().numpy(), rowvar=False)) for x in (features, reference)
     )
-    root = sqrtm(cov_1 @ cov_2).real  # what is imaginary in it is rounding
-    return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root))
+    root_trace = np.sqrt(eigvals(cov_1 @ cov_2).astype(complex)).real.sum()  # of (C_1 C_2)^(1/2), by its eigenvalues
+    return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * root_trace)
 
 
 def bootstrap_ci(statistic, features: Tensor, seed: int = 0, resamples: int = 20) -> float:
@@ -35,8 +35,8 @@ def mean_and_ci(values: Tensor) -> tuple[float, float]:
 def precision_recall(features: Tensor, real: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2); means of the booleans returned.
 
-    A sample is precise if it lies in the ball of some real image, out to that one's k-th neighbour among the real; a real
-    image is recalled if it lies in the ball of some sample. `[N]` of samples, `[M]` of real images.
+    A sample is precise if it lies in the ball of some real image, out to that one's k-th neighbour among the real; a
+    real image is recalled if it lies in the ball of some sample. `[N]` of samples, `[M]` of real images.
     """
     distance = torch.cdist(features, real)
     precise = (distance <= kth_neighbour(real, k)[None, :]).any(dim=1)

@@ -10,7 +10,7 @@ from .card import three_lines, write_card
 from .config import ConfigError
 
 MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "samples.png", "loss_curve.png")
-RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "evaluation.json")
+RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "evaluation.json", "evaluation_*.png")
 
 # Runs in a fresh process, where this repo is absent: does stock diffusers load the folder, and what does it draw?
 STOCK_SAMPLE = """

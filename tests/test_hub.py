@@ -261,12 +261,17 @@ def test_card_has_only_figures_of_these_weights(model, tmp_path):
     shutil.copytree(model, other)
     evaluation = {"weights_sha256": weights_sha256(other), "metrics": {"fid": 3.25}}
     (other / "evaluation.json").write_text(json.dumps(evaluation))
-    assert "3.25" in write_card(other, "alice/other").text
+    assert "3.25" in write_card(other, "alice/other").text and "not tested" in write_card(other, "alice/other").text
+    evaluation["metrics"]["nearest_ratio"] = 0.99
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    (other / "evaluation.md").write_text("| | model |\n| --- | --- |\n| FID | 3.25 ± 0.1 |\n")
+    card = write_card(other, "alice/other")
+    assert "| FID | 3.25 ± 0.1 |" in card.text and "not tested for memorised" not in card.text
     (other / "unet/diffusion_pytorch_model.safetensors").write_bytes(
         (other / "checkpoint-4/unet/diffusion_pytorch_model.safetensors").read_bytes()
     )
     card = write_card(other, "alice/other")
-    assert "3.25" not in card.text and card.data.eval_results is None
+    assert "3.25" not in card.text and card.data.eval_results is None and "not tested" in card.text
 
 
 # ---- trouble -------------------------------------------------------------------------------------------------------

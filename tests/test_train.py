@@ -18,6 +18,8 @@ import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.checkpoint import load_state
 from ddpm_mnist.config import parse_args
+from ddpm_mnist.draws import draw_noise_and_timesteps
+from ddpm_mnist.validation import loss_weights, prediction_target
 
 
 def test_a_run_writes_everything(train):
@@ -248,6 +250,53 @@ def test_the_average_spans_a_part_of_the_run_and_forgets_the_start(steps):
     assert later == 0  # of the initial weights nothing is left
     assert sum(weight[: steps // 10]) > 0.5
     assert sum(weight[steps // 2 :]) < 0.01
+
+
+def test_stratified_timesteps_are_spread_evenly_and_each_is_uniform():
+    shape, device = (64, 1, 2, 2), torch.device("cpu")
+    drawn = [draw_noise_and_timesteps(0, number, shape, 1000, device, "stratified") for number in range(400)]
+    for _, timesteps in drawn:
+        gaps = timesteps.sort().values.diff()
+        assert gaps.min() >= 15 and gaps.max() <= 16  # 1000 / 64
+        assert timesteps.min() >= 0 and timesteps.max() < 1000
+    first = torch.stack([timesteps[0] for _, timesteps in drawn]).float()
+    assert abs(first.mean() - 499.5) < 4 * 289 / 20 and first.min() < 20 and first.max() > 980
+    assert torch.equal(drawn[7][0], draw_noise_and_timesteps(0, 7, shape, 1000, device)[0])  # the noise is the same
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_count_the_error_of_x0_up_to_gamma(prediction_type):
+    """Whatever the network predicts, its weighted error is min(SNR, gamma) times that of the x_0 which follows."""
+    scheduler = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
+    timesteps = torch.tensor([0, 100, 300, 999])
+    images, noise = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    target = prediction_target(scheduler, images, noise, timesteps)
+    output = target + 0.1 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    alpha_prod = scheduler.alphas_cumprod.double()[timesteps][:, None, None, None]
+    x0 = scheduler.predict_original_sample(output, alpha_prod, noisy)
+    snr = alpha_prod / (1 - alpha_prod)
+    assert (snr > 5).any() and (snr < 5).any()
+    weighted = loss_weights(scheduler, timesteps, 5.0) * (output - target) ** 2
+    torch.testing.assert_close(weighted, snr.clamp(max=5) * (x0 - images) ** 2, rtol=1e-3, atol=1e-6)
+    assert loss_weights(scheduler, timesteps, None) == 1
+
+
+def test_weights_and_timesteps_of_the_loss_are_options(train):
+    plain = metrics(train("plain", validation_steps=0), "loss")
+    for name, value in (("snr_gamma", 5), ("timestep_sampling", "stratified")):
+        assert metrics(train(name, validation_steps=0, **{name: value}), "loss") != plain
+
+
+def test_a_compiled_run_compiles_once_and_has_the_same_loss(dataset_dir, tmp_path, train):
+    args = smoke_args(dataset_dir, tmp_path / "compiled", logging_steps=1)
+    logs = {"TORCH_LOGS": "recompiles,graph_breaks,graph", "ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER"}
+    done = python("train_ddpm_mnist.py", *args, **logs)
+    assert done.returncode == 0, done.stderr
+    assert "TRACED GRAPH" in done.stderr  # it was compiled
+    assert "Recompiling" not in done.stderr and "Graph break" not in done.stderr
+    eager = metrics(train("eager", logging_steps=1), "loss")
+    assert metrics(tmp_path / "compiled", "loss") == pytest.approx(eager, rel=1e-3)
 
 
 def test_rgb_is_not_forced_on_a_grayscale_set(train):

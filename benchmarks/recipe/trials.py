@@ -27,6 +27,7 @@ TRIALS = {  # name: options over configs/mnist.yaml as it was when the trials we
     "narrow (16, 32, 64)": NARROW,
     "wide (32, 64, 128)": WIDE,
     "batch 32": ["--train_batch_size=32"],
+    "batch 16": ["--train_batch_size=16"],
     "batch 128": ["--train_batch_size=128"],
     "learning rate 4e-3": ["--learning_rate=4e-3"],
     "learning rate 1e-3": ["--learning_rate=1e-3"],

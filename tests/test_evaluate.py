@@ -1,0 +1,279 @@
+"""What evaluation says: of sets whose distances are known, of the bound in closed form, and of a real run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, python
+from scipy.stats import norm
+
+from ddpm_mnist import DDPMScheduler
+from ddpm_mnist.bound import decoder_nll, log_probability_between, prior_kl, transition_nll, variational_bound
+from ddpm_mnist.classifier import cache_folder, read, train_classifier
+from ddpm_mnist.data import Images, scale
+from ddpm_mnist.evaluate import Figure, bound_picture, compare, neighbours_picture
+from ddpm_mnist.metrics import (
+    bootstrap_ci,
+    density_coverage,
+    frechet_distance,
+    kth_neighbour,
+    mean_and_ci,
+    nearest,
+    precision_recall,
+)
+
+
+def gaussian(count: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
+    return mean + std * torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- distances -----------------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_of_gaussians_is_the_formula():
+    a, b = gaussian(200_000, 3, 0), gaussian(200_000, 3, 1, mean=2.0, std=3.0)
+    assert frechet_distance(a, b) == pytest.approx(3 * 2.0**2 + 3 * (3 - 1) ** 2, rel=0.01)
+    assert abs(frechet_distance(a, a)) < 1e-6
+    correlated = a @ torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 1.0]])  # ones on C's diagonal
+    assert frechet_distance(a, correlated) == pytest.approx(frechet_distance(correlated, a), rel=1e-6)
+    assert frechet_distance(a, correlated) > 0.1
+
+
+def test_precision_falls_for_samples_far_off_and_recall_for_samples_all_alike():
+    real = gaussian(300, 4, 0)
+    same, far, alike = gaussian(300, 4, 1), gaussian(300, 4, 2, mean=50.0), real[:1] + 0.01 * gaussian(300, 4, 3)
+    means = {}
+    for name, samples in (("same", same), ("far", far), ("alike", alike)):
+        values = (*precision_recall(samples, real), *density_coverage(samples, real))
+        assert [len(v) for v in values] == [300] * 4
+        means[name] = [v.double().mean().item() for v in values]
+    precision, recall, density, coverage = zip(*(means[name] for name in ("same", "far", "alike")))
+    assert precision[0] > 0.8 and precision[1] == 0 and precision[2] > 0.9
+    assert recall[0] > 0.8 and recall[1] == 0 and recall[2] < 0.1
+    assert 0.8 < density[0] < 1.2 and density[1] == 0
+    assert coverage[0] > 0.9 and coverage[1] == 0 and coverage[2] < 0.1
+
+
+def test_a_ball_reaches_to_the_kth_other_point_and_nearest_finds_it():
+    line = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    assert kth_neighbour(line, 1).tolist() == [1, 1, 2, 4]
+    assert kth_neighbour(line, 2).tolist() == [3, 2, 3, 6]
+    distances, which = nearest(torch.tensor([[2.9], [6.0]]), line, 2)
+    assert which.tolist() == [[2, 1], [3, 2]]
+    torch.testing.assert_close(distances, torch.tensor([[0.1, 1.9], [1.0, 3.0]]))
+
+
+def test_intervals_shrink_with_the_root_of_the_number():
+    values = gaussian(40_000, 1, 0)[:, 0]
+    mean, ci = mean_and_ci(values)
+    assert abs(mean) < 2 * ci and ci == pytest.approx(1.96 / 200, rel=0.02)
+    assert mean_and_ci(torch.tensor([True, False] * 50)) == (0.5, pytest.approx(0.0985, rel=0.01))
+    assert bootstrap_ci(lambda x: x.mean().item(), values, resamples=200) == pytest.approx(ci, rel=0.2)
+
+
+# ---- the bound -----------------------------------------------------------------------------------------------------
+
+
+def test_the_mass_of_a_gaussian_on_an_interval_also_far_out():
+    for lower, upper in ((-1.0, 0.5), (0.2, 0.3), (-0.3, -0.2), (5.0, 6.0), (-math.inf, 1.0), (-1.0, math.inf)):
+        ours = log_probability_between(torch.tensor(lower).double(), torch.tensor(upper).double())
+        assert ours.item() == pytest.approx(math.log(norm.cdf(upper) - norm.cdf(lower)), rel=1e-6)
+    far = log_probability_between(torch.tensor(40.0).double(), torch.tensor(41.0).double())
+    assert far.item() == pytest.approx(norm.logsf(40), rel=1e-6)  # the mass beyond 41 is nothing beside it
+
+
+def test_the_decoder_is_a_distribution_over_256_levels():
+    levels = scale(torch.arange(256, dtype=torch.uint8))
+    for mean, std in ((0.1, 0.02), (-1.0, 0.007), (0.999, 0.5)):
+        nll = decoder_nll(levels, torch.tensor(mean), std)
+        assert torch.exp(-nll).sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+def test_transitions_are_the_divergence_of_the_two_gaussians_that_the_scheduler_steps_by(variance_type):
+    scheduler = DDPMScheduler(variance_type=variance_type)
+    images, prediction = (
+        gaussian(1, 16, 0).view(1, 1, 4, 4).clamp(-1, 1),
+        gaussian(1, 16, 1).view(1, 1, 4, 4).clamp(-1, 1),
+    )
+    for t in (1, 30, 999):
+        kl = transition_nll(images, prediction, torch.tensor([t]), scheduler).sum().item()
+        # eq. 7 by hand, in numpy
+        alphas_cumprod = np.cumprod(1 - scheduler.betas.double().numpy())
+        beta, bar, before = scheduler.betas.double().numpy()[t], alphas_cumprod[t], alphas_cumprod[t - 1]
+        posterior = (1 - before) / (1 - bar) * beta
+        sigma = posterior if variance_type == "fixed_small" else beta
+        shift = np.sqrt(before) * beta / (1 - bar) * (images - prediction).double().numpy()
+        expected = 0.5 * (np.log(sigma / posterior) + (posterior + shift**2) / sigma - 1)
+        assert kl == pytest.approx(expected.sum(), rel=1e-3)
+
+
+def test_the_prior_term_is_what_is_left_of_the_image():
+    scheduler = DDPMScheduler()
+    images = torch.ones(1, 1, 2, 2)
+    bar = scheduler.alphas_cumprod[-1].item()
+    expected = 0.5 * (bar + (1 - bar) - 1 - math.log(1 - bar))
+    assert prior_kl(images, scheduler).mean().item() == pytest.approx(expected, rel=1e-3)
+
+
+class Oracle(torch.nn.Module):
+    """Knows x_0 (all images are one) and so the noise; and how far off it is by its own doing."""
+
+    def __init__(self, image, scheduler, off=0.0):
+        super().__init__()
+        self.image, self.scheduler, self.off = image, scheduler, off
+        self.config = type("Config", (), {"num_class_embeds": None})
+        self.device = torch.device("cpu")
+
+    def forward(self, sample, timesteps, class_labels=None):
+        bar = self.scheduler.alphas_cumprod[timesteps][:, None, None, None].double()
+        noise = (sample.double() - bar.sqrt() * (self.image.double() + self.off)) / (1 - bar).sqrt()
+        return type("Output", (), {"sample": noise})
+
+
+def test_a_model_that_knows_the_image_needs_the_decoder_and_the_prior_alone():
+    scheduler = DDPMScheduler(clip_sample=False)
+    pixels = torch.full((4, 1, 4, 4), 200, dtype=torch.uint8)
+    exact = variational_bound(Oracle(scale(pixels[:1]), scheduler), scheduler, Images(pixels, None), per_timestep=2)
+    assert len(exact["terms"]) == 1001 and exact["evaluations"] == 2 * (980 + 20 * 10)
+    assert exact["bits_per_dim"] == pytest.approx(exact["terms"][0] + exact["terms"][-1], abs=1e-4)
+    assert 0 < exact["terms"][-1] < 1e-4 < exact["terms"][0] < 2
+    off = variational_bound(Oracle(scale(pixels[:1]), scheduler, 0.05), scheduler, Images(pixels, None), per_timestep=2)
+    # each L_t is weight^2 off^2 / (2 sigma^2), and their sum telescopes to half of off^2 times the first SNR's
+    first = scheduler.alphas_cumprod[1].double() / (1 - scheduler.alphas_cumprod[1].double())
+    gap = sum(off["terms"][2:-1])
+    last = scheduler.alphas_cumprod[-1].double() / (1 - scheduler.alphas_cumprod[-1].double())
+    assert gap == pytest.approx((0.5 * 0.05**2 * (first - last) / math.log(2)).item(), rel=0.01)
+
+
+def test_a_learned_variance_is_refused():
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    with pytest.raises(ValueError, match="learned_range"):
+        variational_bound(None, scheduler, None)
+
+
+# ---- the classifier, and the figures -------------------------------------------------------------------------------
+
+
+def bars(count: int, seed: int) -> Images:
+    """Four classes of thick bars, in noise."""
+    labels = torch.arange(count) % 4
+    pixels = torch.zeros(count, 1, 28, 28)
+    for i, label in enumerate(labels):
+        pixels[i, 0, 6 * label : 6 * label + 6, 4:24] = 255
+    noise = 40 * torch.rand(pixels.shape, generator=torch.Generator().manual_seed(seed))
+    return Images((pixels + noise).clamp(0, 255).byte(), labels)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return train_classifier(bars(400, 0), steps=30)
+
+
+def test_the_classifier_reads_what_it_was_taught(reader):
+    test = bars(100, 1)
+    classes, confidence, features = read(reader, test.images)
+    assert (classes == test.labels).float().mean() > 0.95 and confidence.mean() > 0.7
+    assert features.shape == (100, 128)
+
+
+def test_figures_tell_copies_from_new_images_and_noise_from_both(reader):
+    data = type("Data", (), {"train": bars(300, 2), "test": bars(200, 3)})
+
+    def figures(samples: torch.Tensor) -> dict[str, Figure]:
+        return {f.name: f for f in compare(samples, None, data, reader, seed=0)}
+
+    generator = torch.Generator().manual_seed(0)
+    new = figures(bars(100, 4).images)
+    copies = figures(data.train.images[:100])
+    noise = figures(torch.randint(0, 256, (100, 1, 28, 28), generator=generator, dtype=torch.uint8))
+    one_class = figures(bars(400, 5).images[::4])
+    assert noise["frechet_distance"].value > 10 * new["frechet_distance"].value
+    assert noise["precision"].value < 0.1 < 0.7 < new["precision"].value
+    assert new["confident"].value > noise["confident"].value
+    assert new["class_imbalance"].value < 0.05 and one_class["class_imbalance"].value == pytest.approx(0.75)
+    assert one_class["coverage"].value < 0.5 < new["coverage"].value
+    assert new["nearest_ratio"].value == pytest.approx(1, abs=0.05) and copies["nearest_ratio"].value < 0.9
+    assert {f.floor is None for f in new.values()} == {False}
+    assert all("|" in f.row() for f in new.values())
+
+
+def test_samples_that_were_asked_for_are_read_and_taught_from(reader):
+    data = type("Data", (), {"train": bars(300, 2), "test": bars(200, 3)})
+    samples = bars(100, 4)
+    wrong = samples.labels.clone()
+    wrong[:25] = (wrong[:25] + 1) % 4
+    figures = {f.name: f for f in compare(samples.images, wrong, data, reader, seed=0, classifier_steps=30)}
+    assert figures["read_as_asked"].value == pytest.approx(0.75, abs=0.03)
+    assert figures["accuracy_from_samples"].floor > 0.9
+
+
+def test_pictures_are_drawn(tmp_path):
+    picture = neighbours_picture(bars(20, 0).images, bars(50, 1))
+    assert picture.size == (16 * 56, 4 * 56)
+    bound_picture([0.5, 0.1, 0.05, 0.01], tmp_path / "bound.png")
+    assert (tmp_path / "bound.png").stat().st_size > 1000
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def evaluate(model, dataset_dir, home, *options):
+    args = ["--model", model, "--dataset_name", dataset_dir, "--num_images", 20, "--num_inference_steps", 3]
+    args += ["--bound_images", 2, "--classifier_steps", 40, "--min_classifier_accuracy", 0.05]
+    return python("-m", "ddpm_mnist.evaluate", *args, *options, HF_HOME=str(home))
+
+
+def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp_path):
+    from ddpm_mnist.card import weights_sha256
+
+    done = evaluate(conditional_model, dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results/evaluation.json").read_text())
+    assert results["weights_sha256"] == weights_sha256(conditional_model)
+    names = {"frechet_distance", "precision", "recall", "density", "coverage", "confident", "read_as_asked"}
+    assert results["metrics"].keys() == names | {"accuracy_from_samples", "nearest_ratio", "bits_per_dim"}
+    assert 0 < results["metrics"]["bits_per_dim"] < 40 and results["ci"]["bits_per_dim"] > 0
+    assert all(math.isfinite(v) for v in results["metrics"].values())
+    table = (tmp_path / "results/evaluation.md").read_text()
+    assert table in done.stdout and "20 samples by ddim in 3 steps" in table
+    assert {p.name for p in (tmp_path / "results").glob("*.png")} == {
+        "evaluation_bound.png",
+        "evaluation_neighbours.png",
+    }
+    (kept,) = (tmp_path / "home/ddpm-mnist").iterdir()
+    assert {"config.json", "model.safetensors", "dataset.json"} == {p.name for p in kept.iterdir()}
+
+    again = evaluate(conditional_model, dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "again")
+    assert "training the classifier" in done.stderr and again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again/evaluation.json").read_text())["metrics"] == results["metrics"]
+    # read from the cache; the two that are trained again learn from samples, and as many images, alone
+    assert (done.stderr.count(" 40/40"), again.stderr.count(" 40/40")) == (3, 2)
+
+
+def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert cache_folder("a", 10, 0).parent == tmp_path / "ddpm-mnist"
+    assert len({cache_folder(*key) for key in (("a", 10, 0), ("b", 10, 0), ("a", 11, 0), ("a", 10, 1))}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min_classifier_accuracy", "1.01"], "--min_classifier_accuracy 1.01: the classifier reads"),
+        (["--num_images", "0"], "--num_images 0: must be at least 1"),
+        (["--bound_images", "1"], "--bound_images 1: must be 2 or more"),
+        (["--num_images", "5"], "--num_images 5: samples, training and test images must be at least 10"),
+        (["--num_inference_steps", "1001"], "--num_inference_steps 1001: the model has 1000 timesteps"),
+        (["--model", str(ROOT / "configs")], "holds no model_index.json"),
+        (["--model", "no/such-model"], "--output_dir: missing"),
+        (["--feature_extractor", "inception"], "--feature_extractor inception: not available"),
+    ],
+)
+def test_evaluate_answers_bad_input_in_one_line(model, dataset_dir, tmp_path, options, message):
+    done = evaluate(model, dataset_dir, tmp_path, *([] if "--model" in options else []), *options)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (model / "evaluation.json").exists()
