@@ -49,6 +49,9 @@ class EvaluateConfig:
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt("ddim", "Sampler.")
     num_inference_steps: int | None = opt(None, "Steps. Default: all 1000 for ddpm, 50 for ddim, 20 for dpmsolver.")
     guidance_scale: float = opt(2.0, "How far towards the class, for a conditional model; 1 is no guidance.")
+    mixed_precision: Literal["no", "bf16"] = opt(
+        "no", "bf16: over twice as fast where the hardware computes in it, for the samples."
+    )
     seed: int = opt(0, "Of samples, subsets, noise and classifier.")
     bound_images: int = opt(10, "Test images for each timestep of the variational bound; 0: leave the bound out.")
     feature_extractor: Literal["classifier", "inception"] = opt(
@@ -86,7 +89,8 @@ def draw_samples(config: EvaluateConfig, unet, scheduler, null_class_label: int 
     for batch in tqdm(numbers.split(config.batch_size), desc=f"sampling, {config.scheduler}, {steps} steps"):
         labels = None if asked is None else asked[batch].to(unet.device)
         guidance = (config.guidance_scale, null_class_label)
-        samples = sample_images(unet, scheduler, config.seed, batch.tolist(), steps, labels, *guidance)
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            samples = sample_images(unet, scheduler, config.seed, batch.tolist(), steps, labels, *guidance)
         drawn.append(((samples.clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
     return torch.cat(drawn), asked
 

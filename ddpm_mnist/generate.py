@@ -27,6 +27,9 @@ class GenerateConfig:
     seed: int = opt(0, "Image i of a seed is always the same image.")
     class_label: int | None = opt(None, "The class to draw, for a conditional model. Default: counts through them.")
     guidance_scale: float = opt(2.0, "How far towards the class, for a conditional model; 1 is no guidance.")
+    mixed_precision: Literal["no", "bf16"] = opt(
+        "no", "bf16: over twice as fast where the hardware computes in it, for changes that no eye sees."
+    )
     output: str = opt("grid.png", "The grid; single images go into a folder of that name without the suffix.")
     save_trajectory: bool = opt(False, "Also a picture of x_t and of the x_0 predicted from it, along the way.")
     overwrite: bool = opt(False, "Replace the output of an earlier run.")
@@ -110,7 +113,8 @@ def generate(config: GenerateConfig) -> list[Path]:
                     trajectory.append((to_pil(sample[:4]), to_pil(pred_original_sample[:4])))
 
             guidance = (config.guidance_scale, null_class_label)
-            samples = sample_images(unet, scheduler, config.seed, batch.tolist(), steps, labels, *guidance, on_step)
+            with torch.autocast(unet.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                samples = sample_images(unet, scheduler, config.seed, batch.tolist(), steps, labels, *guidance, on_step)
             images.extend(to_pil(samples))
 
     singles.mkdir(parents=True, exist_ok=True)

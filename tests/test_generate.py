@@ -3,6 +3,7 @@
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, python, same, weights
@@ -182,6 +183,15 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path):
     assert refused.returncode == 2 and "give --overwrite" in refused.stderr and a.read_bytes() == b.read_bytes()
     assert python(*again, "--seed", 1, "--overwrite").returncode == 0
     assert a.read_bytes() != b.read_bytes()
+
+
+def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):
+    args = ["-m", "ddpm_mnist.generate", "--model", model, "--scheduler", "ddim", "--num_inference_steps", 10]
+    for precision in ("no", "bf16"):
+        done = python(*args, "--mixed_precision", precision, "--output", tmp_path / f"{precision}.png")
+        assert done.returncode == 0, done.stderr
+    plain, bf16 = (np.array(Image.open(tmp_path / f"{p}.png"), dtype=int) for p in ("no", "bf16"))
+    assert 0 < np.abs(plain - bf16).mean() < 4
 
 
 @pytest.mark.parametrize(

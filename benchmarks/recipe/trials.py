@@ -17,9 +17,9 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 COSINE = ["--scheduler.beta_schedule=squaredcos_cap_v2"]
 VELOCITY = ["--scheduler.prediction_type=v_prediction"]
 NARROW, WIDE = ["--unet.block_out_channels=[16,32,64]"], ["--unet.block_out_channels=[32,64,128]"]
-TRIALS = {  # name: options over configs/mnist.yaml as it was when the trials were made
-    "as before": [],
-    "stratified timesteps": ["--timestep_sampling=stratified"],
+TRIALS = {  # name: options over configs/mnist.yaml
+    "the default": [],
+    "uniform timesteps": ["--timestep_sampling=uniform"],
     "min-SNR 5": ["--snr_gamma=5"],
     "velocity": VELOCITY,
     "cosine betas": COSINE,
