@@ -361,6 +361,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         check_options(**{k: v for k, v in self.config.items() if not k.startswith("_")})
         self.sample_size = sample_size
+        self.to_json_string()  # adds class and version to the config; if saving did, torch.compile would compile again
         width = block_out_channels[0]
         temb_channels = time_embedding_dim or 4 * width
         scale_shift = resnet_time_scale_shift == "scale_shift"
