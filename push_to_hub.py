@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ddpm_mnist.config import Parser, opt, run_script
+from ddpm_mnist.config import opt, read_options, run_script
 
 
 @dataclass
@@ -31,9 +31,7 @@ class PushConfig:
 
 
 def main() -> int:
-    parser = Parser(PushConfig, description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    config, _ = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    config = read_options(PushConfig, __doc__.splitlines()[0])
     from ddpm_mnist.push import push_model
 
     options = asdict(config)

@@ -157,6 +157,13 @@ class Parser(HfArgumentParser):
         raise ConfigError(f"{option.split('/')[0]}: {problem}; see --help" if problem else f"{message}; see --help")
 
 
+def read_options(cls: type, description: str) -> Any:
+    """The options on the command line as an instance of the dataclass `cls`; `--debug` is `run_script`'s."""
+    parser = Parser(cls, description=description, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    return parser.parse_args_into_dataclasses(look_for_args_file=False)[0]
+
+
 def run_script(main: Callable[[], int]) -> int:
     """The exit code of `main`; a ConfigError is one line on stderr and 2, or a traceback under `--debug`."""
     try:

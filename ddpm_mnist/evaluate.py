@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .bound import variational_bound
 from .card import weights_sha256
 from .classifier import accuracy, get_classifier, read, train_classifier
-from .config import ConfigError, Parser, TrainConfig, opt, run_script
+from .config import ConfigError, TrainConfig, opt, read_options, run_script
 from .data import Data, Images, load_data
 from .draws import seeded_generator
 from .generate import STEPS, GenerateConfig, load_model
@@ -300,9 +300,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def main() -> int:
-    parser = Parser(EvaluateConfig, description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    config, _ = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    config = read_options(EvaluateConfig, __doc__.splitlines()[0])
     results = evaluate(config)
     folder = Path(config.output_dir or config.model)
     print((folder / "evaluation.md").read_text())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .config import ConfigError, Parser, opt, run_script
+from .config import ConfigError, opt, read_options, run_script
 
 STEPS = {"ddpm": 1000, "ddim": 50, "dpmsolver": 20}
 
@@ -131,9 +131,7 @@ def generate(config: GenerateConfig) -> list[Path]:
 
 
 def main() -> int:
-    parser = Parser(GenerateConfig, description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    config, _ = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    config = read_options(GenerateConfig, __doc__.splitlines()[0])
     written = generate(config)
     print(f"Wrote {written[0]} and {len(written) - 1} more files.")
     return 0
