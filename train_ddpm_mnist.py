@@ -25,6 +25,7 @@ from ddpm_mnist.config import ConfigError, TrainConfig, parse_args, resolve_mixe
 from ddpm_mnist.data import index_batches, load_data
 from ddpm_mnist.draws import draw_noise_and_timesteps, drop_labels, seed_dropout
 from ddpm_mnist.export import export_pipeline
+from ddpm_mnist.optimizer import build_optimizer
 from ddpm_mnist.push import check_repo_id, push_model, read_token
 from ddpm_mnist.run import (
     MAX_SKIPPED_IN_A_ROW,
@@ -77,14 +78,7 @@ def train(config: TrainConfig) -> int:
     scheduler = DDPMScheduler(**config.scheduler)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=True,  # one pass over all weights, on a CPU too; and it can leave an update out, see `found_inf`
-    )
+    optimizer = build_optimizer(unet, config)
 
     batch_size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
     global_batch = config.global_batch(accelerator.num_processes)  # images per update
@@ -220,7 +214,7 @@ def train(config: TrainConfig) -> int:
                 accelerator.backward(loss)  # 5: take a gradient descent step
                 if accelerator.sync_gradients:
                     finite = accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm).isfinite()
-                    if accelerator.scaler is None:  # the scaler of fp16 sets it itself: AdamW then changes nothing
+                    if accelerator.scaler is None:  # fp16's scaler sets it itself; where it is 1, nothing is changed
                         optimizer.optimizer.found_inf = (~finite).float()
                 optimizer.step()
                 optimizer.zero_grad()

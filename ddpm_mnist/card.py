@@ -136,7 +136,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
         * settings["gradient_accumulation_steps"]
         * run.get("processes", 1),
         "updates": settings["max_train_steps"] or f"{settings['num_train_epochs']} epochs",
-        "optimizer": f"AdamW, {settings['learning_rate']}, {settings['lr_scheduler']}",
+        "optimizer": f"{settings.get('optimizer', 'adamw')}, {settings['learning_rate']}, {settings['lr_scheduler']}",
         "warm-up": f"{settings['lr_warmup_steps']} updates",
         "averaged weights": "yes" if settings["use_ema"] else "no",
         "mixed precision": run.get("mixed_precision", settings["mixed_precision"]),

@@ -61,6 +61,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.")
     num_train_epochs: int = opt(10, "Length of the run, unless max_train_steps says it.")
     max_train_steps: int | None = opt(None, "Length of the run in optimizer updates.")
+    optimizer: Literal["adamw", "muon"] = opt("adamw", "muon: Muon for hidden weights, AdamW for the rest.")
     learning_rate: float = opt(1e-3, "Peak learning rate.")
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -132,7 +133,7 @@ class TrainConfig:
         global batch does not.
         """
         names = "unet scheduler seed use_ema ema_max_decay learning_rate lr_scheduler lr_warmup_steps max_grad_norm"
-        names += " class_dropout_prob timestep_sampling snr_gamma"
+        names += " class_dropout_prob timestep_sampling snr_gamma optimizer"
         names += " adam_beta1 adam_beta2 adam_weight_decay adam_epsilon"
         return {name: getattr(self, name) for name in names.split()}
 

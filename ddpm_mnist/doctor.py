@@ -92,12 +92,13 @@ def cost_report(config: TrainConfig, accelerator: Accelerator, unet: UNet2DModel
 
     bare = accelerator.unwrap_model(unet, keep_torch_compile=False)
     weights = sum(p.numel() * p.element_size() for p in bare.parameters())
-    copies = 4 + config.use_ema  # weights, gradients, two moments of Adam
+    moments = 1 if config.optimizer == "muon" else 2  # Muon has momentum only, but for the few weights left to AdamW
+    copies = 2 + moments + config.use_ema  # of the weights; one is the gradients
     average = " and average" if config.use_ema else ""
     minutes = min(seconds) * config.gradient_accumulation_steps * steps / 60
     T = config.scheduler.get("num_train_timesteps", 1000)
     return [
-        f"memory: {copies * weights / 1e6:.1f} MB of weights, gradients, Adam's moments{average}"
+        f"memory: {copies * weights / 1e6:.1f} MB of weights, gradients, {config.optimizer}'s moments{average}"
         f" + {saved / 1e6:.0f} MB of activations in a batch",
         f"time: {len(images) / min(seconds):.0f} images/s per process, about {minutes:.1f} minutes without validation",
         f"sampling: {forward * T:.1f} s an image in {T} steps, {forward * 50:.2f} s in 50, in batches of {len(images)}",

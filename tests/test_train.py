@@ -53,7 +53,9 @@ def test_the_seed_decides(train):
     assert not same(weights(a / "unet"), weights(c / "unet"))
 
 
-@pytest.mark.parametrize("extra", [{}, {"mixed_precision": "bf16"}, {"unet.dropout": 0.1, "use_ema": False}], ids=str)
+@pytest.mark.parametrize(
+    "extra", [{}, {"mixed_precision": "bf16", "optimizer": "muon"}, {"unet.dropout": 0.1, "use_ema": False}], ids=str
+)
 def test_resume_is_exact(train, tmp_path, extra):
     whole = train("whole", **extra)
     train("parts", checkpointing_steps=3, checkpoints_total_limit=3, **extra)
@@ -174,7 +176,8 @@ def test_samples_are_drawn_in_eval_mode_and_training_goes_on_in_train_mode(train
     assert modes.count((True, True)) == 3
 
 
-def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimizer):
     """fp16 with its gradient scaler, on a CPU, where Accelerate would refuse it.
 
     The first scale is so large that gradients overflow until it has been halved enough.
@@ -189,7 +192,8 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
 
     monkeypatch.setattr(train_ddpm_mnist, "Accelerator", accelerator)
     steps = 30
-    out = train("run", max_train_steps=steps, logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=steps)
+    options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer}
+    out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)
     skipped = metrics(out, "skipped")
     first = skipped[steps]  # the number of overflows, all at the start
     assert 0 < first < 25 and [skipped[s] for s in range(1, steps + 1)] == [min(s, first) for s in range(1, steps + 1)]
@@ -199,11 +203,12 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch):
     assert same(weights(out / "checkpoint-1/unet"), weights(out / f"checkpoint-{int(first)}/unet"))
     assert not same(weights(out / "checkpoint-1/unet"), weights(out / f"checkpoint-{int(first) + 1}/unet"))
     monkeypatch.undo()
-    assert metrics(out, "lr") == metrics(train("plain", max_train_steps=steps, logging_steps=1), "lr")
+    assert metrics(out, "lr") == metrics(train("plain", **options), "lr")
     assert metrics(out, "loss")[steps] < metrics(out, "loss")[first + 1]
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(train, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_moves_nothing(train, monkeypatch, optimizer):
     """In float32 and bf16 too, where no scaler looks after it; and the run goes on."""
     clip, calls = train_ddpm_mnist.Accelerator.clip_grad_norm_, []
 
@@ -215,7 +220,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(train, monkeypatch):
         return clip(self, parameters, max_norm)
 
     monkeypatch.setattr(train_ddpm_mnist.Accelerator, "clip_grad_norm_", poisoned)
-    out = train("run", logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=9)
+    out = train("run", logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=9, optimizer=optimizer)
     assert [metrics(out, "skipped")[s] for s in range(1, 9)] == [0, 0, 1, 1, 1, 1, 1, 1]
     assert sorted(metrics(out, "loss")) == [1, 2, 4, 5, 6, 7, 8]
     states = [weights(out / f"checkpoint-{step}/unet") for step in range(1, 9)]

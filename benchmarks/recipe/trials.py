@@ -29,8 +29,10 @@ TRIALS = {  # name: options over configs/mnist.yaml
     "batch 32": ["--train_batch_size=32"],
     "batch 16": ["--train_batch_size=16"],
     "batch 128": ["--train_batch_size=128"],
-    "learning rate 4e-3": ["--learning_rate=4e-3"],
-    "learning rate 1e-3": ["--learning_rate=1e-3"],
+    "AdamW, learning rate 2e-3": ["--optimizer=adamw", "--learning_rate=2e-3"],
+    "AdamW, learning rate 4e-3": ["--optimizer=adamw"],
+    "learning rate 2e-3": ["--learning_rate=2e-3"],
+    "learning rate 8e-3": ["--learning_rate=8e-3"],
     "two layers a block": ["--unet.layers_per_block=2"],
 }
 PEERS = {  # name: options of benchmarks/peer.py

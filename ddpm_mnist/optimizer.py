@@ -1,0 +1,91 @@
+"""AdamW, or Muon: which steps the run takes down the gradient of L_simple.
+
+Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix, U S V^T, by
+U V^T: a step as large in each of the matrix's directions, those with small gradients too. `torch.optim.Muon` takes no
+convolutions, goes one matrix at a time, and cannot leave an update out without a look from the host; hence this one. On
+linear layers it is held against torch's in tests.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+
+MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that drives singular values to about 1
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of each matrix U S V^T: singular values of 0.7 to 1.2. `[N, rows, columns]`, any float -> the same.
+
+    By Newton-Schulz iteration, which needs matrix products only: X <- a X + (b A + c A^2) X with A = X X^T.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices  # A is then the smaller of the two products
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values in [0, 1], where it converges
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the weights of hidden linear and convolutional layers, fused AdamW for all other parameters.
+
+    A kernel `[out, in, 3, 3]` is a matrix `[out, in * 9]`. Steps are scaled to the size of AdamW's (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982, eq. 4), so that both take the same learning rate and weight decay.
+
+    Args:
+        matrices: parameters of two dimensions or more.
+        others: the rest.
+        lr, betas, eps, weight_decay: AdamW's; Muon takes `lr` and `weight_decay`.
+
+    Attributes:
+        found_inf: `[]` or `[1]`, set from outside: where it is not 0, `step` changes neither weights nor momentum.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], **adamw):
+        super().__init__([{"params": matrices, "muon": True}, {"params": others, "muon": False}], fused=True, **adamw)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        same_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # these go through one batched matrix product
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                same_shape.setdefault(parameter.shape, []).append(parameter)
+        for parameters in same_shape.values():
+            self.muon_step(parameters, **{key: self.param_groups[0][key] for key in ("lr", "weight_decay")})
+        return super().step(closure)
+
+    def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        grad = torch.stack([p.grad.float() for p in parameters])
+        momentum = torch.stack([self.state[p].get("momentum", torch.zeros_like(p)) for p in parameters])
+        found_inf = getattr(self, "found_inf", torch.zeros((), device=grad.device)).reshape(())
+        taken = (found_inf == 0).float()
+        grad = torch.where(found_inf == 0, grad, momentum)  # 0 * NaN would be NaN
+        momentum = momentum.lerp(grad, 1 - MOMENTUM)
+        update = orthogonalize(grad.lerp(momentum, MOMENTUM).flatten(2)).view_as(grad)
+        step_size = lr * 0.2 * max(grad.flatten(2).shape[1:]) ** 0.5 * taken
+        for parameter, m, u in zip(parameters, momentum, update):
+            state = self.state[parameter]
+            state["momentum"], state["step"] = m, state.get("step", torch.zeros_like(taken)) + taken
+            parameter.mul_(1 - lr * weight_decay * taken).sub_(u * step_size)
+            parameter.grad = None  # so that AdamW, below, leaves it alone
+
+
+def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """The optimizer of `config`, over all of the U-Net. Both leave an update out on the device, see `found_inf`."""
+    adamw = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(unet.parameters(), fused=True, **adamw)  # one pass over all weights, on a CPU too
+    outer = (unet.conv_in, unet.conv_out, unet.class_embedding)  # a row of these is no mix of features
+    apart = {id(p) for module in outer if module is not None for p in module.parameters()}
+    matrices = [p for p in unet.parameters() if p.dim() > 1 and id(p) not in apart]
+    chosen = {id(p) for p in matrices}
+    return Muon(matrices, [p for p in unet.parameters() if id(p) not in chosen], **adamw)

@@ -1,0 +1,121 @@
+"""Muon: against torch.optim.Muon on what that one takes, and what it must do besides."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import same
+from torch import nn
+
+from ddpm_mnist import UNet2DModel
+from ddpm_mnist.optimizer import Muon, build_optimizer, orthogonalize
+
+SMALL = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "num_class_embeds": 11,
+}
+
+
+def matrices(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def give_gradients(parameters: list[nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_it_is_torchs_muon_on_linear_layers():
+    shapes = [(24, 40), (40, 24), (24, 40), (16, 16)]  # wide, tall, one that shares a batch, square
+    mine, torchs, start = matrices(*shapes), matrices(*shapes), matrices(*shapes)
+    ours = Muon(mine, [], lr=0.02, weight_decay=0.3)
+    stock = torch.optim.Muon(torchs, lr=0.02, weight_decay=0.3, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        for parameters, optimizer in ((mine, ours), (torchs, stock)):
+            give_gradients(parameters, step)
+            optimizer.step()
+    for a, b, first in zip(mine, torchs, start):  # torch's iterates in bfloat16, ours in the dtype of the weights
+        assert (a - b).norm() < 0.02 * (b - first).norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 288), (3, 288, 32), (1, 64, 64)])
+def test_orthogonalize_keeps_the_directions_and_evens_out_the_sizes(shape):
+    torch.manual_seed(0)
+    g = torch.randn(shape, dtype=torch.float64) * torch.logspace(0, -1, shape[2], dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(g, full_matrices=False)
+    inside = u.mT @ orthogonalize(g) @ vh.mT  # diagonal, if the singular vectors are the same
+    sizes = inside.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(inside, torch.diag_embed(sizes), atol=1e-8)
+    assert sizes.max() < 1.25 and sizes.median() > 0.65
+    assert orthogonalize(torch.zeros(1, 4, 5)).abs().max() == 0
+
+
+def test_a_kernel_goes_as_a_matrix_of_its_output_channels():
+    kernel, matrix = matrices((8, 4, 3, 3)), matrices((8, 36))
+    for parameters in (kernel, matrix):
+        optimizer = Muon(parameters, [], lr=0.1)
+        parameters[0].data.copy_(torch.linspace(-1, 1, 288).view_as(parameters[0]))
+        give_gradients(parameters, 1)
+        optimizer.step()
+    assert torch.equal(kernel[0].flatten(1), matrix[0])
+
+
+def test_an_update_that_is_left_out_moves_nothing():
+    parameters, others = matrices((8, 12), (12, 8)), matrices((8,))
+    optimizer = Muon(parameters, others, lr=0.1, weight_decay=0.5)
+    states = []
+    for step, found_inf in enumerate((0.0, 1.0, 0.0)):
+        give_gradients(parameters + others, step)
+        if found_inf:
+            parameters[0].grad[0, 0] = float("nan")
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+        momenta = {f"momentum {i}": optimizer.state[p]["momentum"] for i, p in enumerate(parameters)}
+        states.append({str(i): p.detach().clone() for i, p in enumerate(parameters + others)} | momenta)
+    assert same(states[0], states[1])
+    assert not any(torch.equal(states[1][key], states[2][key]) for key in states[2])
+    assert all(value.isfinite().all() for value in states[2].values())
+    assert [int(optimizer.state[p]["step"]) for p in parameters + others] == [2, 2, 2]
+
+
+def test_its_state_is_read_back():
+    runs = []
+    for stops in (False, True):
+        parameters, others = matrices((8, 12), (4, 2, 3, 3)), matrices((8,))
+        optimizer = Muon(parameters, others, lr=0.1)
+        for step in range(4):
+            if stops and step == 2:
+                state = optimizer.state_dict()
+                optimizer = Muon(parameters, others, lr=0.7)
+                optimizer.load_state_dict(state)
+            give_gradients(parameters + others, step)
+            optimizer.step()
+        runs.append({str(i): p.detach() for i, p in enumerate(parameters + others)})
+    assert same(*runs)
+
+
+def test_muon_gets_the_hidden_weights_and_adamw_the_rest():
+    unet = UNet2DModel(**SMALL)
+    config = SimpleNamespace(
+        optimizer="muon",
+        learning_rate=1e-3,
+        adam_beta1=0.9,
+        adam_beta2=0.99,
+        adam_weight_decay=0.01,
+        adam_epsilon=1e-8,
+    )
+    names = {id(p): name for name, p in unet.named_parameters()}
+    hidden, rest = ({names[id(p)] for p in g["params"]} for g in build_optimizer(unet, config).param_groups)
+    assert hidden | rest == set(names.values()) and not hidden & rest
+    outer = {"conv_in.weight", "conv_out.weight", "class_embedding.weight"}
+    assert hidden == {n for n, p in unet.named_parameters() if p.dim() > 1} - outer
