@@ -89,9 +89,10 @@ def test_killed_twenty_times(train, dataset_dir, tmp_path):
 # ---- the same curve ------------------------------------------------------------------------------------------------
 
 
-def test_fifty_steps_on_one_process_on_two_and_accumulated(train, dataset_dir, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fifty_steps_on_one_process_on_two_and_accumulated(train, dataset_dir, tmp_path, optimizer):
     """1 x 64, 2 x 32 and 1 x 32 x 2: every loss the same to 1e-4, which is asked, and in fact far closer."""
-    options = {"max_train_steps": 50, "logging_steps": 1, "validation_steps": 0}
+    options = {"max_train_steps": 50, "logging_steps": 1, "validation_steps": 0, "optimizer": optimizer}
     one = metrics(train("one", train_batch_size=64, **options), "loss")
     accumulated = train("accumulated", train_batch_size=32, gradient_accumulation_steps=2, **options)
     args = smoke_args(dataset_dir, tmp_path / "two", train_batch_size=32, **options)
