@@ -9,9 +9,8 @@ import argparse
 
 import torch
 from common import DEVICE, OURS, STOCK, Trainer, build, machine, table, take_turns
-from torch.utils.flop_counter import FlopCounterMode
-
 from ddpm_mnist.run import keep_freed_memory
+from torch.utils.flop_counter import FlopCounterMode
 
 MODELS = {
     "stock": (STOCK, 8, False),

@@ -19,12 +19,40 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .config import ConfigError, TrainConfig
-from .draws import seeded_generator
-from .hub import go_offline, hub_status
+from .client import go_offline, hub_status
+from .options import ConfigError, first_line, opt
+from .randomness import seeded_generator
 
 DEFAULT_DATASET = "ylecun/mnist"
 EMBEDDED_DATASET = "scikit-learn digits"
+
+
+@dataclass
+class DataOptions:
+    """Data"""
+
+    dataset_name: str | None = opt(
+        None,
+        "Hub id or local folder. Default: ylecun/mnist, or scikit-learn's digits where the Hub is out of reach.",
+        path=True,
+    )
+    dataset_config_name: str | None = opt(None, "The dataset's configuration, where it has several.")
+    image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
+    label_column: str | None = opt(None, "Column of class labels. Default: the only ClassLabel column, if any.")
+    max_resident_gb: float = opt(
+        2.0, "A larger training set is streamed by workers instead of held as one tensor.", at_least=0
+    )
+    dataloader_num_workers: int = opt(2, "Workers for a streamed set.", at_least=0)
+    cache_dir: str | None = opt(None, "Where `datasets` keeps its cache.", path=True)
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What a U-Net takes: images `[channels, size, size]`, and labels 0 ... num_classes - 1 (None: no labels)."""
+
+    channels: int
+    size: int
+    num_classes: int | None = None
 
 
 # ---- where the images come from ------------------------------------------------------------------------------------
@@ -42,8 +70,8 @@ def load_embedded() -> datasets.DatasetDict:
     return datasets.DatasetDict(train=whole.select(range(1500)), test=whole.select(range(1500, 1797)))
 
 
-def load(config: TrainConfig, warn=print) -> tuple[str, datasets.DatasetDict]:
-    """The name and the splits of the dataset that `config` asks for.
+def load(options: DataOptions, warn=print) -> tuple[str, datasets.DatasetDict]:
+    """The name and the splits of the dataset that `options` ask for.
 
     Without a name: ylecun/mnist, from the cache where the Hub is out of reach, and else, after a loud warning through
     `warn`, the embedded digits. A name that was given is never replaced.
@@ -51,7 +79,7 @@ def load(config: TrainConfig, warn=print) -> tuple[str, datasets.DatasetDict]:
     Raises:
         ConfigError: there is no such dataset, configuration or train split, or it cannot be reached or read.
     """
-    name = config.dataset_name or DEFAULT_DATASET
+    name = options.dataset_name or DEFAULT_DATASET
     if name == EMBEDDED_DATASET:
         return name, load_embedded()
     option = f"--dataset_name {name}"
@@ -65,9 +93,9 @@ def load(config: TrainConfig, warn=print) -> tuple[str, datasets.DatasetDict]:
         if status == "unreachable":
             go_offline()
     try:
-        found = datasets.load_dataset(name, config.dataset_config_name, cache_dir=config.cache_dir)
+        found = datasets.load_dataset(name, options.dataset_config_name, cache_dir=options.cache_dir)
     except ConnectionError:
-        if config.dataset_name is None:
+        if options.dataset_name is None:
             warn(
                 f"\n!!! The Hub cannot be reached and {name} is not in the cache: TRAINING ON {EMBEDDED_DATASET}"
                 " INSTEAD (1,797 real digits, 8x8 upscaled to 28x28).\n!!! For MNIST, connect to the network, or name a"
@@ -84,15 +112,10 @@ def load(config: TrainConfig, warn=print) -> tuple[str, datasets.DatasetDict]:
     return name, found
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 # ---- from files to bytes -------------------------------------------------------------------------------------------
 
 
-def choose_columns(dataset: datasets.Dataset, config: TrainConfig) -> tuple[str, str | None]:
+def choose_columns(dataset: datasets.Dataset, options: DataOptions, shape: ImageShape) -> tuple[str, str | None]:
     """The image column and the label column (None where there is none), named or guessed.
 
     Raises:
@@ -100,7 +123,7 @@ def choose_columns(dataset: datasets.Dataset, config: TrainConfig) -> tuple[str,
     """
     features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image_column = config.image_column
+    image_column = options.image_column
     if image_column is None:
         if len(images) != 1:
             raise ConfigError(
@@ -111,10 +134,10 @@ def choose_columns(dataset: datasets.Dataset, config: TrainConfig) -> tuple[str,
         raise ConfigError(f"--image_column {image_column}: no image column; there are: {', '.join(images) or 'none'}")
 
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label_column = config.label_column or (labels[0] if len(labels) == 1 else None)
+    label_column = options.label_column or (labels[0] if len(labels) == 1 else None)
     if label_column is not None and label_column not in features:
         raise ConfigError(f"--label_column {label_column}: no such column; there are: {', '.join(features)}")
-    if label_column is None and config.unet.get("num_class_embeds") is not None:
+    if label_column is None and shape.num_classes is not None:
         raise ConfigError("--label_column: unet.num_class_embeds needs labels, but no column is a ClassLabel; name it")
     return image_column, label_column
 
@@ -172,10 +195,15 @@ def scale(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def decode_split(dataset: datasets.Dataset, config: TrainConfig, what: str) -> Images:
+def to_uint8(images: Tensor) -> Tensor:
+    """The inverse of `scale`: [-1, 1] (clamped to it) -> uint8 0 ... 255, rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def decode_split(dataset: datasets.Dataset, options: DataOptions, shape: ImageShape, what: str) -> Images:
     """A split as one tensor. ConfigError: it is empty, has a corrupt image, or images of several sizes."""
-    image_column, label_column = choose_columns(dataset, config)
-    channels, size = config.unet["in_channels"], config.unet["sample_size"]
+    image_column, label_column = choose_columns(dataset, options, shape)
+    channels, size = shape.channels, shape.size
     if len(dataset) == 0:
         raise ConfigError(f"--dataset_name: the {what} split is empty")
     rows = dataset.cast_column(image_column, datasets.Image(decode=False)).map(
@@ -200,10 +228,10 @@ def decode_split(dataset: datasets.Dataset, config: TrainConfig, what: str) -> I
             f" {'x'.join(map(str, sizes[-1]))}; bring them to one size first, cropped as you want them"
         )
     pixels = np.frombuffer(bytearray(b"".join(rows["pixels"])), np.uint8).reshape(-1, channels, size, size)
-    return Images(torch.from_numpy(pixels), read_labels(rows, label_column, config))
+    return Images(torch.from_numpy(pixels), read_labels(rows, label_column, shape))
 
 
-def read_labels(dataset: datasets.Dataset, label_column: str | None, config: TrainConfig) -> Tensor | None:
+def read_labels(dataset: datasets.Dataset, label_column: str | None, shape: ImageShape) -> Tensor | None:
     """`[N]` int64. ConfigError: some are no class numbers, or a conditional U-Net has no embedding for some."""
     if label_column is None:
         return None
@@ -211,11 +239,11 @@ def read_labels(dataset: datasets.Dataset, label_column: str | None, config: Tra
         labels = torch.tensor(np.array(dataset[label_column], dtype=np.int64))
     except (ValueError, TypeError):
         raise ConfigError(f"--label_column {label_column}: not whole numbers; name the column of classes") from None
-    classes = config.num_classes
+    classes = shape.num_classes
     if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ConfigError(
             f"--label_column {label_column}: labels from {int(labels.min())} to {int(labels.max())}, but "
-            f"unet.num_class_embeds {config.unet['num_class_embeds']} leaves room for 0 to {classes - 1}; raise it"
+            f"the U-Net has the classes 0 to {classes - 1}; raise unet.num_class_embeds"
         )
     return labels
 
@@ -226,12 +254,12 @@ def read_labels(dataset: datasets.Dataset, label_column: str | None, config: Tra
 class StreamedImages(torch.utils.data.Dataset):
     """A split that stays in its files; the same `len` and `batches` as `Images`, decoded by DataLoader workers."""
 
-    def __init__(self, dataset: datasets.Dataset, config: TrainConfig):
-        image_column, label_column = choose_columns(dataset, config)
+    def __init__(self, dataset: datasets.Dataset, options: DataOptions, shape: ImageShape):
+        image_column, label_column = choose_columns(dataset, options, shape)
         self.cells = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns(image_column)
-        self.image_column, self.labels = image_column, read_labels(dataset, label_column, config)
-        self.mode, self.size = "L" if config.unet["in_channels"] == 1 else "RGB", config.unet["sample_size"]
-        self.num_workers = config.dataloader_num_workers
+        self.image_column, self.labels = image_column, read_labels(dataset, label_column, shape)
+        self.mode, self.size = "L" if shape.channels == 1 else "RGB", shape.size
+        self.num_workers = options.dataloader_num_workers
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -269,7 +297,7 @@ class Data:
     fingerprint: str
 
 
-def load_data(config: TrainConfig, warn=print) -> Data:
+def load_data(options: DataOptions, shape: ImageShape, num_held_out: int | None = None, warn=print) -> Data:
     """Everything that a run reads: the train split, and held-out images from the test (or validation) split.
 
     Where there is neither, the last twentieth of the train split, but at least one image, is held out of the training.
@@ -277,7 +305,7 @@ def load_data(config: TrainConfig, warn=print) -> Data:
     Raises:
         ConfigError: see `load`, `choose_columns` and `decode_split`.
     """
-    name, splits = load(config, warn)
+    name, splits = load(options, warn)
     train = splits["train"]
     held_out = next((splits[s] for s in ("test", "validation") if s in splits and len(splits[s])), None)
     if held_out is None:
@@ -285,15 +313,15 @@ def load_data(config: TrainConfig, warn=print) -> Data:
             raise ConfigError(f"--dataset_name {name}: the train split has {len(train)} images; training needs some")
         cut = len(train) - max(1, len(train) // 20)
         train, held_out = train.select(range(cut)), train.select(range(cut, len(train)))
-    held_out = held_out.select(range(min(len(held_out), config.num_validation_samples)))
+    held_out = held_out.select(range(min(len(held_out), num_held_out or len(held_out))))
 
-    gigabytes = len(train) * config.unet["in_channels"] * config.unet["sample_size"] ** 2 / 1e9
-    if gigabytes > config.max_resident_gb:
-        warn(f"{name}: {gigabytes:.1f} GB of pixels, over --max_resident_gb {config.max_resident_gb}: streamed")
-        images = StreamedImages(train, config)
+    gigabytes = len(train) * shape.channels * shape.size**2 / 1e9
+    if gigabytes > options.max_resident_gb:
+        warn(f"{name}: {gigabytes:.1f} GB of pixels, over --max_resident_gb {options.max_resident_gb}: streamed")
+        images = StreamedImages(train, options, shape)
     else:
-        images = decode_split(train, config, "train")
-    return Data(name, images, decode_split(held_out, config, "test"), fingerprint(images))
+        images = decode_split(train, options, shape, "train")
+    return Data(name, images, decode_split(held_out, options, shape, "test"), fingerprint(images))
 
 
 def fingerprint(images: Images | StreamedImages) -> str:

@@ -10,6 +10,7 @@ noise with and without a label, and the difference of the two, taken larger, lea
 """
 
 import inspect
+from collections.abc import Iterator
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -40,6 +41,44 @@ def step_arguments(scheduler, generator) -> dict:
     parameters = inspect.signature(scheduler.step).parameters
     arguments = {"generator": generator, "use_clipped_model_output": bool(scheduler.config.get("clip_sample"))}
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def count_classes(num_class_embeds: int | None, null_class_label: int | None) -> int | None:
+    """How many classes can be asked for: all embeddings but the one of `null_class_label`. None: no classes."""
+    return num_class_embeds if null_class_label is None else num_class_embeds - 1
+
+
+@torch.no_grad()
+def denoise(
+    unet,
+    scheduler,
+    sample: torch.Tensor,
+    num_inference_steps: int,
+    generator=None,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    null_class_label: int | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Algorithm 2 of Ho et al. 2020, with any diffusers scheduler; yields after each step.
+
+    Args:
+        unet: predicts from (x_t, t), which the scheduler may have scaled; in any precision.
+        sample: pure noise, `[B, C, H, W]`, of variance 1.
+        generator: one for the batch, or a list of one for each image.
+        class_labels: `[B]`, or None for a U-Net without classes; the rest: see `guided_noise`.
+
+    Yields:
+        x_{t-1}, and the x_0 that x_t points to where the scheduler gives it (x_{t-1} otherwise); the last is x_0.
+    """
+    scheduler.set_timesteps(num_inference_steps, device=sample.device)
+    sample = sample * scheduler.init_noise_sigma  # x_T, line 1
+    arguments = step_arguments(scheduler, generator)
+    for t in scheduler.timesteps:  # line 2
+        model_input = scheduler.scale_model_input(sample, t)
+        model_output = guided_noise(unet, model_input, t, class_labels, guidance_scale, null_class_label)
+        step = scheduler.step(model_output.to(sample.dtype), t, sample, **arguments)
+        sample = step.prev_sample  # lines 3 and 4
+        yield sample, step.get("pred_original_sample", sample)
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
@@ -74,7 +113,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         """
         labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
         null = self.config.null_class_label
-        classes = self.unet.config.num_class_embeds - (null is not None)
+        classes = count_classes(self.unet.config.num_class_embeds, null)
         wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < classes]
         if wrong or not labels:
             raise ValueError(f"class_labels: {wrong or 'none given'}; the model has the classes 0 to {classes - 1}")
@@ -87,13 +126,13 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         shape = (len(labels), self.unet.config.in_channels, *size)
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         labels = torch.tensor(labels, device=device)
-        self.scheduler.set_timesteps(num_inference_steps)
-        arguments = step_arguments(self.scheduler, generator)
-        for t in self.progress_bar(self.scheduler.timesteps):
-            model_output = guided_noise(self.unet, image, t, labels, guidance_scale, null)
-            image = self.scheduler.step(model_output, t, image, **arguments).prev_sample
+        guidance = (labels, guidance_scale, null)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+            for sample, _ in denoise(self.unet, self.scheduler, image, num_inference_steps, generator, *guidance):  # noqa: B007
+                progress.update()
 
-        image = (image / 2 + 0.5).clamp(0, 1)
+        image = (sample / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).float().numpy()
             image = self.numpy_to_pil(image) if output_type == "pil" else image

@@ -1,69 +1,182 @@
-"""Algorithm 2 of Ho et al. 2020: from pure noise to images, one timestep after another."""
+"""Algorithm 2 of Ho et al. 2020: from pure noise to images, one timestep after another.
 
-from collections.abc import Callable
+The loop over the timesteps is `denoise` in `pipeline.py`, the file that travels with a conditional model, so that a
+stranger's pipeline and this repo draw the same. Here is what surrounds it: a random stream for each image, labels,
+batches, the samplers, and reading a model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.utils import make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from .draws import seeded_generator
-from .pipeline import guided_noise, step_arguments
+from .client import go_offline, hub_status
+from .data import to_uint8
+from .options import ConfigError, opt
+from .pipeline import count_classes, denoise
+from .randomness import seeded_generator
+from .scheduler import DDPMScheduler
+from .unet import UNet2DModel
+
+SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
+DEFAULT_STEPS = {"ddpm": 1000, "ddim": 50, "dpmsolver": 20}
+
+
+@dataclass
+class SampleOptions:
+    """Samples"""
+
+    model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id.", path=True)
+    num_images: int = opt(16, "How many.", at_least=1)
+    batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1)
+    scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
+        "ddpm", "Sampler: ddpm is Algorithm 2 of the paper; ddim and dpmsolver need fewer steps."
+    )
+    num_inference_steps: int | None = opt(
+        None, "Steps. Default: all 1000 for ddpm, 50 for ddim, 20 for dpmsolver.", at_least=1
+    )
+    guidance_scale: float = opt(2.0, "Strength of the guidance of a conditional model; 1 is none.")
+    mixed_precision: Literal["no", "bf16"] = opt(
+        "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
+    )
+    seed: int = opt(0, "Image i of a seed is always the same image.", at_least=0)
+
+
+# ---- the model -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """A trained model: `unet` in eval mode, its noise schedule, and the label that stands for none (None: no such)."""
+
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    null_class_label: int | None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes can be asked for; None for an unconditional model."""
+        return count_classes(self.unet.config.num_class_embeds, self.null_class_label)
+
+    def sampler(self, name: str, num_inference_steps: int | None) -> tuple:
+        """The diffusers scheduler of that name in `SAMPLERS`, and how many steps it is to take.
+
+        Raises:
+            ConfigError: more steps than the model has timesteps.
+        """
+        timesteps = self.scheduler.config.num_train_timesteps
+        if (num_inference_steps or 1) > timesteps:
+            raise ConfigError(f"--num_inference_steps {num_inference_steps}: the model has {timesteps} timesteps")
+        steps = num_inference_steps or min(DEFAULT_STEPS[name], timesteps)
+        return SAMPLERS[name].from_config(self.scheduler.config), steps
+
+
+def load_model(name: str) -> Model:
+    """Read a pipeline from a folder or the Hub, to a GPU where there is one. ConfigError: it cannot be read."""
+    option, local = f"--model {name}", Path(name)
+    if local.exists() and not (local / "model_index.json").is_file():
+        raise ConfigError(f"{option}: holds no model_index.json; name the output_dir of a finished training run")
+    if not local.exists():
+        status = hub_status(name, "model")
+        if status == "missing":
+            raise ConfigError(f"{option}: neither a folder nor on the Hub; check the name, or `hf auth login`")
+        if status == "unreachable":
+            go_offline()
+    try:
+        unet = UNet2DModel.from_pretrained(name, subfolder="unet", use_safetensors=True)
+        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+        null_class_label = DiffusionPipeline.load_config(name).get("null_class_label")
+    except (OSError, ValueError, RuntimeError) as e:
+        raise ConfigError(f"{option}: cannot be loaded ({' '.join(str(e).split())[:200]})") from None
+    return Model(unet.to("cuda" if torch.cuda.is_available() else "cpu").eval(), scheduler, null_class_label)
+
+
+# ---- the images ----------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """The state of a batch after one step of Algorithm 2."""
+
+    index: int  # 0 for the first batch
+    last: bool  # the step is the batch's last: `sample` is x_0
+    sample: Tensor  # x_{t-1}, `[B, C, H, W]`, float32, about [-1, 1]
+    pred_original_sample: Tensor  # the x_0 that x_t points to, where the sampler gives it
 
 
 @torch.no_grad()
-def sample_images(
-    unet,
-    scheduler,
-    seed: int,
+def sample_steps(
+    unet: torch.nn.Module,
+    sampler,
     numbers: range | list[int],
     num_inference_steps: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
     class_labels: Tensor | None = None,
     guidance_scale: float = 1.0,
     null_class_label: int | None = None,
-    on_step: Callable[[int, Tensor, Tensor], None] = lambda i, sample, pred_original_sample: None,
-) -> Tensor:
-    """Draw images, each with a random stream of its own: number i of a seed is the same in any batch or process.
+    mixed_precision: str = "no",
+) -> Iterator[Step]:
+    """Draw images batch by batch, and yield after each step of each batch.
+
+    Each image has a random stream of its own: number i of a seed is the same in any batch or process.
 
     Args:
         unet: predicts from (x_t, t); in eval mode.
-        scheduler: any diffusers scheduler of the same noise schedule; its `step` is the sampler.
-        seed: with `numbers`, fixes every image; the noise is drawn on the CPU, so that a GPU gets the same.
-        numbers: which images of the seed, one a row of the result.
+        sampler: any diffusers scheduler of the U-Net's noise schedule.
+        numbers: which images of the seed.
         num_inference_steps: how many timesteps to visit.
-        class_labels: `[B]`, for a conditional U-Net.
-        guidance_scale, null_class_label: see `ddpm_mnist.pipeline.guided_noise`.
-        on_step: called after each step with its index, x_{t-1} and, where the scheduler gives it, the predicted x_0.
-
-    Returns:
-        `[len(numbers), C, H, W]`, float32, about [-1, 1].
+        seed: with `numbers`, fixes every image; the noise is drawn on the CPU, so that a GPU gets the same.
+        class_labels: `[len(numbers)]`, for a conditional U-Net.
+        guidance_scale, null_class_label: see `pipeline.guided_noise`.
+        mixed_precision: "bf16" for the U-Net in bfloat16, "no" for as it is.
     """
-    size = unet.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    generators = [seeded_generator(seed, "sample", number) for number in numbers]
-    sample = randn_tensor((len(generators), unet.config.in_channels, *size), generators, device=unet.device)
+    size, device = unet.config.sample_size, unet.device
+    shape = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    predict = torch.autocast(device.type, torch.bfloat16)(unet.forward) if mixed_precision == "bf16" else unet
+    sampler.set_timesteps(num_inference_steps, device=device)
+    steps = len(sampler.timesteps)
+    for index, rows in enumerate(torch.arange(len(numbers)).split(batch_size)):
+        generators = [seeded_generator(seed, "sample", numbers[row]) for row in rows.tolist()]
+        noise = randn_tensor((len(rows), *shape), generators, device=device)  # x_T ~ N(0, I), line 1
+        labels = None if class_labels is None else class_labels[rows].to(device)
+        guidance = (guidance_scale, null_class_label)
+        loop = denoise(predict, sampler, noise, num_inference_steps, generators, labels, *guidance)
+        for i, (sample, pred_original_sample) in enumerate(loop):  # lines 2 to 5
+            yield Step(index, i == steps - 1, sample, pred_original_sample)
 
-    scheduler.set_timesteps(num_inference_steps, device=unet.device)
-    sample = sample * scheduler.init_noise_sigma  # x_T ~ N(0, I), line 1
-    arguments = step_arguments(scheduler, generators)
-    for i, t in enumerate(scheduler.timesteps):  # line 2
-        model_input = scheduler.scale_model_input(sample, t)
-        model_output = guided_noise(unet, model_input, t, class_labels, guidance_scale, null_class_label)
-        step = scheduler.step(model_output.float(), t, sample, **arguments)
-        sample = step.prev_sample  # lines 3 and 4
-        on_step(i, sample, step.get("pred_original_sample", sample))
-    return sample  # line 6
+
+def sample_images(unet: torch.nn.Module, sampler, numbers, num_inference_steps: int, **options) -> Tensor:
+    """The images that `sample_steps` ends at: `[len(numbers), C, H, W]`, float32, about [-1, 1]."""
+    steps = sample_steps(unet, sampler, numbers, num_inference_steps, **options)
+    return torch.cat([step.sample for step in steps if step.last])  # line 6
+
+
+def labels_for(numbers: range | list[int], num_classes: int | None, class_label: int | None = None) -> Tensor | None:
+    """The class that each image is asked to be: `class_label`, or counting through all. None: no classes."""
+    if num_classes is None:
+        return None
+    return torch.tensor([number % num_classes if class_label is None else class_label for number in numbers])
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """`[N, C, H, W]` in [-1, 1] (clamped to it) -> N images, mode L or RGB."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
 
 
 def grid(images: list[Image.Image], columns: int | None = None, zoom: int = 1) -> Image.Image:
-    """The images row by row in one picture, as near to a square as their number allows; gaps stay black."""
+    """The images row by row in one picture, as nearly square as possible; empty places stay black."""
     columns = columns or next(c for c in range(1, len(images) + 1) if c * c >= len(images))
     rows = -(-len(images) // columns)
     width, height = images[0].size

@@ -1,20 +1,19 @@
 """The noise predictor of DDPM: a U-Net that sees a noisy image x_t and its timestep t and returns an image.
 
 Ho et al. 2020 (https://arxiv.org/abs/2006.11239), section 4 and appendix B: residual blocks with group normalisation,
-self-attention at low resolution, and a sinusoidal embedding that tells every residual block the time. The same weights
-serve all timesteps: epsilon_theta(x_t, t).
+self-attention at low resolution, and a sinusoidal embedding of the time, which enters every residual block. The same
+weights serve all timesteps: epsilon_theta(x_t, t).
 
 `UNet2DModel` is a drop-in for `diffusers.UNet2DModel`: the same arguments, config keys, parameter names and numbers, so
-that a state dict or a folder written by either is read by the other. What stock accepts and this file leaves out is
+that a state dict or a folder written by either is read by the other. What stock accepts and this file does not cover is
 refused with a ValueError that names the option. One thing is added: a size that does not halve evenly (28 -> 14 -> 7 ->
-4) works here, since every upsampling goes back to the size of the skip connection that it meets; stock stops there.
+4) works here, since every upsampling returns to the size of its skip connection; stock raises an error there.
 
 What makes it faster than stock, with the same numbers but for rounding: channels_last memory, `normalize`, `attend`,
 `upsample_conv`, and the time projections of all residual blocks in one product. Each says why where it stands.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -120,7 +119,7 @@ def upsample_conv(conv: nn.Conv2d, hidden_states: Tensor, output_size: tuple[int
 class ResnetBlock2D(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))), optionally at half (`down`) or double (`up`) resolution.
 
-    `[B, in_channels, H, W]` and the block's row of `UNet2DModel.time_projections`, `[B, out_channels (x 2), 1, 1]` ->
+    `[B, in_channels, H, W]` and the block's entry of `UNet2DModel.time_projections`, `[B, out_channels (x 2), 1, 1]` ->
     `[B, out_channels, H', W']`. With `time_scale_shift` the time scales and shifts the second normalisation (Dhariwal &
     Nichol 2021, eq. 7) instead of being added before it.
     """
@@ -143,6 +142,7 @@ class ResnetBlock2D(nn.Module):
         super().__init__()
         self.time_scale_shift, self.output_scale_factor = time_scale_shift, output_scale_factor
         self.down, self.up = down, up
+        self.time_index = 0  # set by UNet2DModel
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels * (2 if time_scale_shift else 1))
@@ -231,17 +231,20 @@ class Upsample2D(nn.Module):
 class Block2D(nn.Module):
     """Residual blocks at one resolution, each followed by attention where the block has it.
 
-    `times` hands every residual block of the network, in the order in which they run, its projection of the time.
+    `times` holds the time's projection for every residual block of the network; each finds its own by `time_index`.
     """
 
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two
     _gradient_checkpointing_func = None
 
-    def layer(self, i: int, hidden_states: Tensor, times: Iterator[Tensor]) -> Tensor:
+    def resnet(self, i: int, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+        block = self.resnets[i]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            hidden_states = self._gradient_checkpointing_func(self.resnets[i], hidden_states, next(times))
-        else:
-            hidden_states = self.resnets[i](hidden_states, next(times))
+            return self._gradient_checkpointing_func(block, hidden_states, times[block.time_index])
+        return block(hidden_states, times[block.time_index])
+
+    def layer(self, i: int, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+        hidden_states = self.resnet(i, hidden_states, times)
         return self.attentions[i](hidden_states) if self.attentions is not None else hidden_states
 
 
@@ -258,14 +261,14 @@ class DownBlock2D(Block2D):
                 self.attentions.append(attention(out_channels))
         self.downsamplers = None  # UNet2DModel adds one, except at the bottom
 
-    def forward(self, hidden_states: Tensor, times: Iterator[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i in range(len(self.resnets)):
             hidden_states = self.layer(i, hidden_states, times)
             skips.append(hidden_states)
         if self.downsamplers is not None:
             downsampler = self.downsamplers[0]
-            time = (next(times),) if isinstance(downsampler, ResnetBlock2D) else ()
+            time = (times[downsampler.time_index],) if isinstance(downsampler, ResnetBlock2D) else ()
             hidden_states = downsampler(hidden_states, *time)
             skips.append(hidden_states)
         return hidden_states, skips
@@ -280,11 +283,8 @@ class UNetMidBlock2D(Block2D):
         self.attentions = nn.ModuleList([attention(channels)]) if attention else None
         self.resnets = nn.ModuleList([first, resnet(channels, channels)])
 
-    def forward(self, hidden_states: Tensor, times: Iterator[Tensor]) -> Tensor:
-        hidden_states = self.layer(0, hidden_states, times)
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self.resnets[1], hidden_states, next(times))
-        return self.resnets[1](hidden_states, next(times))
+    def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+        return self.resnet(1, self.layer(0, hidden_states, times), times)
 
 
 class UpBlock2D(Block2D):
@@ -301,12 +301,12 @@ class UpBlock2D(Block2D):
                 self.attentions.append(attention(out_channels))
         self.upsamplers = None  # UNet2DModel adds one, except at the top
 
-    def forward(self, hidden_states: Tensor, skips: list[Tensor], times: Iterator[Tensor]) -> Tensor:
+    def forward(self, hidden_states: Tensor, skips: list[Tensor], times: tuple[Tensor, ...]) -> Tensor:
         for i in range(len(self.resnets)):
             hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), times)
         if self.upsamplers is not None:
             upsampler = self.upsamplers[0]
-            time = (next(times),) if isinstance(upsampler, ResnetBlock2D) else ()
+            time = (times[upsampler.time_index],) if isinstance(upsampler, ResnetBlock2D) else ()
             hidden_states = upsampler(hidden_states, *time, output_size=skips[-1].shape[-2:])
         return hidden_states
 
@@ -430,6 +430,8 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, norm_eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        for index, block in enumerate(self.resnet_blocks()):
+            block.time_index = index
 
     def forward(
         self,
@@ -467,7 +469,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         elif class_labels is not None:
             raise ValueError("class_labels were given, but this U-Net has no num_class_embeds")
 
-        times = iter(self.time_projections(temb))
+        times = self.time_projections(temb)
 
         # 2. down, keeping every state for the way up; channels_last, in which convolutions are fastest
         sample = self.conv_in(sample).contiguous(memory_format=torch.channels_last)
@@ -488,12 +490,16 @@ class UNet2DModel(ModelMixin, ConfigMixin):
             sample = sample / timesteps[:, None, None, None]
         return UNet2DOutput(sample=sample) if return_dict else (sample,)
 
+    def resnet_blocks(self) -> list[ResnetBlock2D]:
+        """All residual blocks, in a fixed order."""
+        return [module for module in self.modules() if isinstance(module, ResnetBlock2D)]
+
     def time_projections(self, temb: Tensor) -> tuple[Tensor, ...]:
-        """What each residual block is told of the time, in the order in which they run; all in one product.
+        """The projection of the time embedding for every residual block, by its `time_index`; all in one product.
 
         `[B, temb_channels]` -> for each block `[B, its width (x 2), 1, 1]`: one value per channel, at every pixel.
         """
-        blocks = [module for module in self.modules() if isinstance(module, ResnetBlock2D)]
+        blocks = self.resnet_blocks()
         weight = torch.cat([block.time_emb_proj.weight for block in blocks])
         bias = torch.cat([block.time_emb_proj.bias for block in blocks])
         together = F.linear(blocks[0].nonlinearity(temb), weight, bias)[:, :, None, None]

@@ -19,7 +19,6 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):  # `-n 2`: a core for each worker
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
@@ -85,7 +84,7 @@ def trained(dataset_dir: str, output_dir: Path, **options) -> Path:
 def train(dataset_dir, tmp_path):
     """train("name", **options) -> output folder, run in this process; `main` may be another `train` function."""
     import train_ddpm_mnist
-    from ddpm_mnist.config import parse_args
+    from ddpm_mnist.training.config import parse_args
 
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 

@@ -7,13 +7,15 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
 import train_ddpm_mnist
-from ddpm_mnist.config import DEFAULT_CONFIG, parse_args, run_script
+from ddpm_mnist.options import run_script
+from ddpm_mnist.training.config import TrainConfig, parse_args
+from ddpm_mnist.training.models import check_models
 
 
 def answer(args: list[str], capfd) -> tuple[int, str]:
     """Exit code and stderr of the training script, run in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    code = run_script(lambda: train_ddpm_mnist.train(parse_args(args)))
+    code = run_script(lambda _: train_ddpm_mnist.train(parse_args(args)))
     return code, capfd.readouterr().err
 
 
@@ -67,8 +69,8 @@ CASES = [
     (["--dataset_name=someone/unknown"], ["--dataset_name someone/unknown", "local folder"]),
     (["--image_column=picture"], ["--image_column picture", "image"]),
     (["--label_column=digit"], ["--label_column digit", "label"]),
-    (["--unet.num_class_embeds=4"], ["unet.num_class_embeds 4", "0 to 9"]),
-    (["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"], ["unet.num_class_embeds 10", "0 to 8"]),
+    (["--unet.num_class_embeds=4"], ["raise unet.num_class_embeds", "0 to 9"]),
+    (["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"], ["raise unet.num_class_embeds", "0 to 8"]),
     (["--class_dropout_prob=0.1"], ["--class_dropout_prob 0.1", "unet.num_class_embeds"]),
     # hub
     (["--push_to_hub"], ["--hub_model_id: missing"]),
@@ -187,8 +189,11 @@ def test_every_shipped_config_is_valid():
     names = [p.name for p in (ROOT / "configs").glob("*.yaml")]
     assert {"mnist.yaml", "smoke.yaml", "mnist_large.yaml"} <= set(names)
     for name in names:
-        parse_args(["--config", str(ROOT / "configs" / name)])
-    assert DEFAULT_CONFIG == ROOT / "configs/mnist.yaml"
+        check_models(parse_args(["--config", str(ROOT / "configs" / name)]))
+
+
+def test_mnist_yaml_states_the_defaults():
+    assert parse_args([]) == parse_args(["--config", str(ROOT / "configs/mnist.yaml")]) == TrainConfig()
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):

@@ -11,12 +11,18 @@ import torch
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
 from ddpm_mnist import data
-from ddpm_mnist.config import ConfigError, TrainConfig, parse_args
+from ddpm_mnist.options import ConfigError
+from ddpm_mnist.training.config import TrainConfig, parse_args
 
 
 def config(dataset_name=None, **options) -> TrainConfig:
     args = [f"--{k}={v}" for k, v in options.items()] + ([f"--dataset_name={dataset_name}"] if dataset_name else [])
     return parse_args(["--config", str(ROOT / "configs/smoke.yaml"), *args])
+
+
+def load_data(config: TrainConfig, warn=print) -> data.Data:
+    """As a training run loads it."""
+    return data.load_data(config, config.image_shape, config.num_validation_samples, warn)
 
 
 def folder(tmp_path, rows: datasets.Dataset, test: datasets.Dataset | None = None) -> str:
@@ -28,7 +34,7 @@ def folder(tmp_path, rows: datasets.Dataset, test: datasets.Dataset | None = Non
 
 
 def test_images_are_those_of_the_files(dataset_dir):
-    loaded = data.load_data(config(dataset_dir))
+    loaded = load_data(config(dataset_dir))
     original = datasets.load_dataset(dataset_dir, split="train")
     assert loaded.train.images.dtype == torch.uint8 and loaded.train.images.shape == (len(original), 1, 28, 28)
     for i in (0, 7, len(original) - 1):
@@ -46,29 +52,29 @@ def test_batches_are_scaled_to_minus_one_to_one():
 
 
 def test_decoded_once(dataset_dir, monkeypatch):
-    data.load_data(config(dataset_dir))
+    load_data(config(dataset_dir))
     monkeypatch.setattr(data.Image, "open", lambda *_: pytest.fail("decoded again"))
-    data.load_data(config(dataset_dir))
+    load_data(config(dataset_dir))
 
 
 def test_channels_and_size_are_those_of_the_unet(tmp_path):
     name = folder(tmp_path, make_dataset([blob(i, size=20, mode="RGB") for i in range(40)], [0] * 40))
-    rgb = data.load_data(config(name, **{"unet.in_channels": 3, "unet.out_channels": 3, "unet.sample_size": 16}))
+    rgb = load_data(config(name, **{"unet.in_channels": 3, "unet.out_channels": 3, "unet.sample_size": 16}))
     assert rgb.train.images.shape == (38, 3, 16, 16)
-    assert data.load_data(config(name)).train.images.shape == (38, 1, 28, 28)
+    assert load_data(config(name)).train.images.shape == (38, 1, 28, 28)
 
 
 def test_a_twentieth_is_held_out_where_there_is_no_test_split(tmp_path):
     name = folder(tmp_path, make_dataset([blob(i) for i in range(100)], list(range(10)) * 10))
-    loaded = data.load_data(config(name))
+    loaded = load_data(config(name))
     assert (len(loaded.train), len(loaded.test)) == (95, 5)
     assert torch.equal(loaded.test.labels, torch.tensor([5, 6, 7, 8, 9]))
 
 
 def test_a_large_set_is_streamed_and_gives_the_same_batches(dataset_dir):
     said = []
-    resident = data.load_data(config(dataset_dir)).train.to(torch.device("cpu"))
-    streamed = data.load_data(config(dataset_dir, max_resident_gb=0.0), said.append).train.to(torch.device("cpu"))
+    resident = load_data(config(dataset_dir)).train.to(torch.device("cpu"))
+    streamed = load_data(config(dataset_dir, max_resident_gb=0.0), said.append).train.to(torch.device("cpu"))
     assert isinstance(streamed, data.StreamedImages) and "streamed" in said[0]
     batches = [
         itertools.islice(s.batches(data.index_batches(len(s), 0, 2, 16, 1, 0, 1)), 3) for s in (resident, streamed)
@@ -149,7 +155,7 @@ def test_embedded_digits():
 def test_images_of_several_sizes(tmp_path):
     name = folder(tmp_path, make_dataset([blob(i, size=28 + i % 2) for i in range(10)], [0] * 10))
     with pytest.raises(ConfigError, match="2 sizes, such as 28x28 and 29x29"):
-        data.load_data(config(name))
+        load_data(config(name))
 
 
 @pytest.mark.parametrize("content", [b"not an image", b"", None], ids=["garbage", "no bytes", "truncated"])
@@ -162,7 +168,7 @@ def test_corrupt_image(tmp_path, content):
     rows = datasets.Dataset.from_dict({"image": cells}).cast_column("image", datasets.Image())
     name = folder(tmp_path, rows, rows.select(range(5)))
     with pytest.raises(ConfigError, match="image 6 cannot be decoded"):
-        data.load_data(config(name))
+        load_data(config(name))
 
 
 def png(i: int) -> bytes:
@@ -177,21 +183,21 @@ def test_columns_are_guessed_only_when_there_is_one(tmp_path):
     rows = rows.cast_column("mask", datasets.Image())
     name = folder(tmp_path, rows)
     with pytest.raises(ConfigError, match="--image_column: the dataset has 2 image columns among image, label, mask"):
-        data.load_data(config(name))
-    assert len(data.load_data(config(name, image_column="mask")).train) == 19
+        load_data(config(name))
+    assert len(load_data(config(name, image_column="mask")).train) == 19
     with pytest.raises(ConfigError, match="--image_column label"):
-        data.load_data(config(name, image_column="label"))
+        load_data(config(name, image_column="label"))
     with pytest.raises(ConfigError, match="--label_column digit"):
-        data.load_data(config(name, image_column="image", label_column="digit"))
+        load_data(config(name, image_column="image", label_column="digit"))
 
 
 def test_a_conditional_unet_needs_labels_in_range(tmp_path):
     rows = make_dataset([blob(i) for i in range(20)], [i % 10 for i in range(20)])
     name = folder(tmp_path, rows)
-    with pytest.raises(ConfigError, match="labels from 0 to 9, but unet.num_class_embeds 5 leaves room for 0 to 4"):
-        data.load_data(config(name, **{"unet.num_class_embeds": 5}))
+    with pytest.raises(ConfigError, match="labels from 0 to 9, but the U-Net has the classes 0 to 4; raise unet"):
+        load_data(config(name, **{"unet.num_class_embeds": 5}))
     (tmp_path / "b").mkdir()
     bare = folder(tmp_path / "b", rows.remove_columns("label"))
-    assert data.load_data(config(bare)).train.labels is None
+    assert load_data(config(bare)).train.labels is None
     with pytest.raises(ConfigError, match="--label_column: unet.num_class_embeds needs labels"):
-        data.load_data(config(bare, **{"unet.num_class_embeds": 10}))
+        load_data(config(bare, **{"unet.num_class_embeds": 10}))

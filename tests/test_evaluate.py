@@ -10,11 +10,16 @@ from conftest import ROOT, python
 from scipy.stats import norm
 
 from ddpm_mnist import DDPMScheduler
-from ddpm_mnist.bound import decoder_nll, log_probability_between, prior_kl, transition_nll, variational_bound
-from ddpm_mnist.classifier import cache_folder, read, train_classifier
 from ddpm_mnist.data import Images, scale
-from ddpm_mnist.evaluate import Figure, bound_picture, compare, neighbours_picture
-from ddpm_mnist.metrics import (
+from ddpm_mnist.evaluation.bound import (
+    decoder_nll,
+    log_probability_between,
+    prior_kl,
+    transition_nll,
+    variational_bound,
+)
+from ddpm_mnist.evaluation.classifier import cache_folder, read, train_classifier
+from ddpm_mnist.evaluation.metrics import (
     bootstrap_ci,
     density_coverage,
     frechet_distance,
@@ -23,6 +28,7 @@ from ddpm_mnist.metrics import (
     nearest,
     precision_recall,
 )
+from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
 
 
 def gaussian(count: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
@@ -223,11 +229,11 @@ def test_pictures_are_drawn(tmp_path):
 def evaluate(model, dataset_dir, home, *options):
     args = ["--model", model, "--dataset_name", dataset_dir, "--num_images", 20, "--num_inference_steps", 3]
     args += ["--bound_images", 2, "--classifier_steps", 40, "--min_classifier_accuracy", 0.05]
-    return python("-m", "ddpm_mnist.evaluate", *args, *options, HF_HOME=str(home))
+    return python("evaluate.py", *args, *options, HF_HOME=str(home))
 
 
 def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp_path):
-    from ddpm_mnist.card import weights_sha256
+    from ddpm_mnist.hub.export import weights_sha256
 
     done = evaluate(conditional_model, dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "results")
     assert done.returncode == 0, done.stderr

@@ -14,9 +14,10 @@ import time
 import pytest
 from conftest import ROOT, metrics, python, same, smoke_args, weights
 
-from ddpm_mnist.checkpoint import damage, find_checkpoint, list_checkpoints, load_state
-from ddpm_mnist.config import ConfigError, parse_args
-from ddpm_mnist.run import check_output_dir
+from ddpm_mnist.options import ConfigError
+from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_state
+from ddpm_mnist.training.config import parse_args
+from ddpm_mnist.training.output_dir import check_output_dir
 
 KILL_RUN = {
     "checkpointing_steps": 3,
@@ -208,7 +209,7 @@ def test_a_read_only_folder_is_said_before_anything_is_done(tmp_path):
 
 def test_old_checkpoints_go_only_after_the_new_one_is_whole(train, monkeypatch):
     """Should the new one not come into place, all old ones are still there."""
-    import ddpm_mnist.checkpoint as module
+    import ddpm_mnist.training.checkpoint as module
 
     out = train("run", checkpointing_steps=2, checkpoints_total_limit=2, validation_steps=0)
     assert [p.name for p in list_checkpoints(out)] == ["checkpoint-6", "checkpoint-8"]
@@ -332,7 +333,7 @@ def test_check_exits_with_2_on_a_problem(extra, problem, dataset_dir, tmp_path):
 
 def test_half_precision_would_silence_the_first_timesteps():
     from ddpm_mnist import DDPMScheduler
-    from ddpm_mnist.doctor import noise_report
+    from ddpm_mnist.training.check import noise_report
 
     lines, problems = noise_report(DDPMScheduler())
     silent = {line.split()[2].rstrip(":"): int(line.split()[3]) for line in itertools.islice(lines, 3)}

@@ -1,4 +1,4 @@
-"""The exported folder in the hands of stock diffusers, and `python -m ddpm_mnist.generate`."""
+"""The exported folder in the hands of stock diffusers, and generate.py."""
 
 import json
 
@@ -10,9 +10,8 @@ from conftest import ROOT, python, same, weights
 from PIL import Image
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.config import parse_args
-from ddpm_mnist.draws import drop_labels
 from ddpm_mnist.pipeline import guided_noise, step_arguments
+from ddpm_mnist.randomness import drop_labels, seeded_generator
 from ddpm_mnist.sampling import grid, sample_images, to_pil
 
 THREE_LINES = """
@@ -72,21 +71,19 @@ def test_in_repo_classes_load_it_and_predict_the_same(model):
 
 def test_sampling_is_that_of_the_stock_pipeline(model):
     """One image of seed s: the stock pipeline, given that image's generator, draws the same."""
-    from ddpm_mnist.draws import seeded_generator
-
     pipe = diffusers.DDPMPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(generator=seeded_generator(5, "sample", 2), num_inference_steps=20, output_type="pt").images
     unet = UNet2DModel.from_pretrained(model, subfolder="unet").eval()
-    drawn = sample_images(unet, DDPMScheduler.from_pretrained(model, subfolder="scheduler"), 5, [2], 20)
+    drawn = sample_images(unet, DDPMScheduler.from_pretrained(model, subfolder="scheduler"), [2], 20, seed=5)
     torch.testing.assert_close((drawn / 2 + 0.5).clamp(0, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_does_not_depend_on_its_batch(model):
     unet = UNet2DModel.from_pretrained(model, subfolder="unet").eval()
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
-    together = sample_images(unet, scheduler, 0, range(3), 10)
-    alone = torch.cat([sample_images(unet, scheduler, 0, [i], 10) for i in range(3)])
+    together = sample_images(unet, scheduler, range(3), 10)
+    alone = torch.cat([sample_images(unet, scheduler, [i], 10) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], together[1])
 
@@ -139,14 +136,12 @@ def test_ddim_goes_on_from_the_clipped_image():
 
 
 def test_labels_are_dropped_at_the_given_rate_whoever_computes_them():
-    args = ["--config", str(ROOT / "configs/mnist_conditional.yaml"), "--class_dropout_prob=0.25"]
-    config = parse_args(args)
     labels = torch.arange(10).repeat(100)
-    whole = torch.cat([drop_labels(labels, config, n, 1000, slice(0, 1000)) for n in range(20)])
+    whole = torch.cat([drop_labels(labels, 0, n, 1000, slice(0, 1000), 0.25, 10) for n in range(20)])
     dropped = whole == 10
     assert 0.23 < dropped.float().mean() < 0.27
     assert torch.equal(whole[~dropped], labels.repeat(20)[~dropped])
-    halves = [drop_labels(labels[rows], config, 3, 1000, rows) for rows in (slice(0, 500), slice(500, 1000))]
+    halves = [drop_labels(labels[rows], 0, 3, 1000, rows, 0.25, 10) for rows in (slice(0, 500), slice(500, 1000))]
     assert torch.equal(torch.cat(halves), whole[3000:4000])
 
 
@@ -166,7 +161,7 @@ def test_the_conditional_folder_names_its_pipeline(conditional_model):
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
 def test_generate(model, tmp_path, scheduler):
     args = ["--model", model, "--scheduler", scheduler, "--num_images", 5, "--batch_size", 2, "--save_trajectory"]
-    done = python("-m", "ddpm_mnist.generate", *args, "--num_inference_steps", 12, "--output", tmp_path / "grid.png")
+    done = python("generate.py", *args, "--num_inference_steps", 12, "--output", tmp_path / "grid.png")
     assert done.returncode == 0, done.stderr
     assert "36/36" in done.stderr  # the progress bar: three batches of twelve steps
     assert Image.open(tmp_path / "grid.png").size == (3 * 56, 2 * 56)
@@ -175,7 +170,7 @@ def test_generate(model, tmp_path, scheduler):
 
 
 def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path):
-    args = ["-m", "ddpm_mnist.generate", "--model", model, "--num_images", 2, "--num_inference_steps", 3]
+    args = ["generate.py", "--model", model, "--num_images", 2, "--num_inference_steps", 3]
     a, b, again = tmp_path / "a.png", tmp_path / "b.png", [*args, "--output", tmp_path / "a.png"]
     assert python(*args, "--output", a).returncode == python(*args, "--batch_size", 1, "--output", b).returncode == 0
     assert a.read_bytes() == b.read_bytes()
@@ -186,7 +181,7 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path):
 
 
 def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):
-    args = ["-m", "ddpm_mnist.generate", "--model", model, "--scheduler", "ddim", "--num_inference_steps", 10]
+    args = ["generate.py", "--model", model, "--scheduler", "ddim", "--num_inference_steps", 10]
     for precision in ("no", "bf16"):
         done = python(*args, "--mixed_precision", precision, "--output", tmp_path / f"{precision}.png")
         assert done.returncode == 0, done.stderr
@@ -208,7 +203,7 @@ def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):
     ],
 )
 def test_generate_answers_bad_input_in_one_line(model, tmp_path, args, message):
-    done = python("-m", "ddpm_mnist.generate", "--model", model, *args, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    done = python(ROOT / "generate.py", "--model", model, *args, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

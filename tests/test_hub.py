@@ -15,7 +15,8 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ddpm_mnist.card import weights_sha256, write_card
+from ddpm_mnist.hub.card import write_card
+from ddpm_mnist.hub.export import weights_sha256
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
 EXPECTED_FILES = {
@@ -37,10 +38,10 @@ EXPECTED_FILES = {
 PUSH_ALONE = """
 import sys
 from pathlib import Path
-from ddpm_mnist.config import run_script
-from ddpm_mnist.push import check_repo_id, files_to_push, push, read_token
+from ddpm_mnist.options import run_script
+from ddpm_mnist.hub.push import check_repo_id, files_to_push, push, read_token
 
-def main():
+def main(arguments):
     check_repo_id("REPO")
     print(push(Path("MODEL"), "REPO", read_token(None), files=files_to_push(Path("MODEL"), False, False)))
     return 0
@@ -88,7 +89,7 @@ def test_train_push_load_generate(hub, model, tmp_path):
     assert fresh.returncode == 0, fresh.stderr
     assert Image.open(tmp_path / "fresh/digit.png").size == (28, 28)
     generated = python(
-        *["-m", "ddpm_mnist.generate", "--model", "alice/digits", "--num_images", "2", "--num_inference_steps", "3"],
+        *["generate.py", "--model", "alice/digits", "--num_images", "2", "--num_inference_steps", "3"],
         *["--output", tmp_path / "grid.png"],
         **client(hub, tmp_path / "home2"),
     )

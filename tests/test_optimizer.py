@@ -8,7 +8,7 @@ from conftest import same
 from torch import nn
 
 from ddpm_mnist import UNet2DModel
-from ddpm_mnist.optimizer import Muon, build_optimizer, orthogonalize
+from ddpm_mnist.training.optimizer import Muon, build_optimizer, orthogonalize
 
 SMALL = {
     "sample_size": 8,

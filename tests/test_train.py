@@ -16,10 +16,11 @@ from PIL import Image, ImageChops
 
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.checkpoint import load_state
-from ddpm_mnist.config import parse_args
-from ddpm_mnist.draws import draw_noise_and_timesteps
-from ddpm_mnist.validation import loss_weights, prediction_target
+from ddpm_mnist.loss import loss_weights, prediction_target
+from ddpm_mnist.randomness import draw_noise_and_timesteps
+from ddpm_mnist.training import setup
+from ddpm_mnist.training.checkpoint import load_state
+from ddpm_mnist.training.config import parse_args
 
 
 def test_a_run_writes_everything(train):
@@ -182,7 +183,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
 
     The first scale is so large that gradients overflow until it has been halved enough.
     """
-    original = train_ddpm_mnist.Accelerator
+    original = setup.Accelerator
 
     def accelerator(**kwargs):
         made = original(**kwargs)
@@ -190,7 +191,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
         made.native_amp, made.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**24)
         return made
 
-    monkeypatch.setattr(train_ddpm_mnist, "Accelerator", accelerator)
+    monkeypatch.setattr(setup, "Accelerator", accelerator)
     steps = 30
     options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer}
     out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)
@@ -210,7 +211,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_gradient_that_is_not_finite_moves_nothing(train, monkeypatch, optimizer):
     """In float32 and bf16 too, where no scaler looks after it; and the run goes on."""
-    clip, calls = train_ddpm_mnist.Accelerator.clip_grad_norm_, []
+    clip, calls = setup.Accelerator.clip_grad_norm_, []
 
     def poisoned(self, parameters, max_norm):
         parameters = list(parameters)
@@ -219,7 +220,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(train, monkeypatch, optimiz
             parameters[0].grad[0] = float("nan")
         return clip(self, parameters, max_norm)
 
-    monkeypatch.setattr(train_ddpm_mnist.Accelerator, "clip_grad_norm_", poisoned)
+    monkeypatch.setattr(setup.Accelerator, "clip_grad_norm_", poisoned)
     out = train("run", logging_steps=1, checkpointing_steps=1, checkpoints_total_limit=9, optimizer=optimizer)
     assert [metrics(out, "skipped")[s] for s in range(1, 9)] == [0, 0, 1, 1, 1, 1, 1, 1]
     assert sorted(metrics(out, "loss")) == [1, 2, 4, 5, 6, 7, 8]
@@ -319,14 +320,14 @@ def test_a_run_saves_a_last_checkpoint(train):
 def test_a_compiled_model_exports_plain_names(train, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     compiled = []
-    original = train_ddpm_mnist.Accelerator.prepare
+    original = setup.Accelerator.prepare
 
     def prepare(self, *args, **kwargs):
         prepared = original(self, *args, **kwargs)
         compiled.append(hasattr(prepared[0], "_orig_mod"))
         return prepared
 
-    monkeypatch.setattr(train_ddpm_mnist.Accelerator, "prepare", prepare)
+    monkeypatch.setattr(setup.Accelerator, "prepare", prepare)
     out = train("run", max_train_steps=2, validation_steps=0)
     assert compiled == [True]
     for folder in (out / "unet", out / "checkpoint-2/unet", out / "checkpoint-2/unet_ema"):
@@ -372,7 +373,7 @@ def test_other_prediction_types_learn_too(train, prediction_type):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(train, dataset_dir, tmp_path, signum, code):
+def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_path, signum, code):
     options = {"max_train_steps": 60, "validation_steps": 0, "checkpointing_steps": 1000, "logging_steps": 1}
     args = smoke_args(dataset_dir, tmp_path / "stopped", **options)
     process = subprocess.Popen(
@@ -386,7 +387,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(train, dataset_dir, tmp_path
     process.send_signal(signum)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
-    assert b"go on with --resume_from_checkpoint latest" in stdout and b"Traceback" not in stderr
+    assert b"resume with --resume_from_checkpoint latest" in stdout and b"Traceback" not in stderr
     (checkpoint,) = (tmp_path / "stopped").glob("checkpoint-*")
     assert 3 <= int(checkpoint.name.split("-")[1]) < 60
     assert not (tmp_path / "stopped/model_index.json").exists()

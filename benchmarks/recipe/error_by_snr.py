@@ -15,9 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ddpm_mnist.config import TrainConfig
-from ddpm_mnist.data import load_data, scale
 from ddpm_mnist.draws import seeded_generator
 from ddpm_mnist.generate import GenerateConfig, load_model
+
+from ddpm_mnist.data import load_data, scale
 
 LOG_SNRS = (4, 2, 0, -1, -2, -3, -4, -6)
 

@@ -1,4 +1,4 @@
-"""Randomness as a function, not a state: every random number of a run follows from its seed and what it is for.
+"""Every random number of a run is a function of the seed and its purpose, not of a state.
 
 So a run can stop anywhere and go on, or be spread over more processes, and draw the same numbers.
 """
@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import TrainConfig
-
-# The place of a purpose in this row is part of every result: only append.
+# The position of a purpose in this tuple is part of every result: only append.
 PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout", "label dropout", "bound", "subset")
 
 
 def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """63 bits (what `manual_seed` takes) that are a function of the arguments, unrelated to those of any others."""
+    """63 bits (what `manual_seed` takes) that depend on all arguments."""
     state = np.random.SeedSequence([seed, PURPOSES.index(purpose), *numbers]).generate_state(1, np.uint64)[0]
     return int(state >> 1)
 
@@ -25,9 +23,9 @@ def seeded_generator(seed: int, purpose: str, number: int = 0, device: str | tor
 
 
 def seed_dropout(seed: int, number: int, share: int) -> None:
-    """Make dropout, which draws from the global generators, a function of the global batch and the share of it.
+    """Seed dropout, which draws from the global generators, for one share of global batch `number`.
 
-    So a run with dropout is exact to resume; but its masks, unlike all else, depend on how a batch is shared out.
+    So a run with dropout resumes exactly. Its masks, unlike all other numbers, depend on how a batch is shared out.
     """
     torch.manual_seed(derived_seed(seed, "dropout", number, share))
 
@@ -45,8 +43,8 @@ def draw_noise_and_timesteps(
     `timestep_sampling` "stratified": one t from each of B equal parts of 0 ... T-1, all by one draw (Kingma et al.
     2021, https://arxiv.org/abs/2107.00630, appendix I.1). Each t is still uniform, but a batch's mean varies less.
 
-    B is the global batch: every process draws all of it and takes its rows, so that the numbers do not depend on how
-    many processes share it. (They do depend on the device: a GPU has another generator than a CPU.)
+    B is the global batch: every process draws all of it and takes its rows, so that the numbers do not depend on the
+    number of processes. (They do depend on the device: a GPU has another generator than a CPU.)
     """
     generator = seeded_generator(seed, "training noise", number, device)
     noise = torch.randn(shape, generator=generator, device=device)
@@ -57,15 +55,13 @@ def draw_noise_and_timesteps(
     return noise, timesteps
 
 
-def drop_labels(labels: Tensor, config: TrainConfig, number: int, global_batch: int, rows: slice) -> Tensor | None:
-    """The labels `[B]` of these rows of global batch `number`, some replaced by the one that stands for none.
+def drop_labels(
+    labels: Tensor, seed: int, number: int, global_batch: int, rows: slice, probability: float, null_class_label: int
+) -> Tensor:
+    """The labels `[B]` of these rows of global batch `number`, some replaced by `null_class_label`.
 
-    None for an unconditional U-Net. Which are dropped is drawn for the whole global batch, as the noise is.
+    Which are dropped is drawn for the whole global batch, as the noise is.
     """
-    if config.num_classes is None:
-        return None
-    if config.null_class_label is None:
-        return labels
-    generator = seeded_generator(config.seed, "label dropout", number, labels.device)
-    dropped = torch.rand(global_batch, generator=generator, device=labels.device) < config.class_dropout_prob
-    return torch.where(dropped[rows], config.null_class_label, labels)
+    generator = seeded_generator(seed, "label dropout", number, labels.device)
+    dropped = torch.rand(global_batch, generator=generator, device=labels.device) < probability
+    return torch.where(dropped[rows], null_class_label, labels)

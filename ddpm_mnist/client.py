@@ -1,4 +1,4 @@
-"""Asking the Hub, without the minutes of retries that its client takes when nothing answers."""
+"""One quick question to the Hub, without the minutes of retries that its client takes when nothing answers."""
 
 
 def hub_status(repo_id: str, repo_type: str, timeout: float = 5.0) -> str:
@@ -18,7 +18,7 @@ def hub_status(repo_id: str, repo_type: str, timeout: float = 5.0) -> str:
 
 
 def go_offline() -> None:
-    """Make `huggingface_hub`, and `datasets` and `diffusers` on it, take what the cache has or fail at once."""
+    """Make `huggingface_hub`, and `datasets` and `diffusers` on it, use the cache or fail at once."""
     import datasets
     from huggingface_hub import constants
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.special import log_ndtr
 from tqdm.auto import tqdm
 
-from .data import Images, scale
-from .draws import seeded_generator
-from .scheduler import DDPMScheduler
+from ..data import Images, scale
+from ..randomness import seeded_generator
+from ..scheduler import DDPMScheduler
 
 BITS = 1 / math.log(2)
 

@@ -1,11 +1,16 @@
-"""The model card: README.md of a trained model, out of what the run itself wrote and measured."""
+"""The model card: README.md of a trained model, filled in from what the run wrote and measured."""
 
 import hashlib
 import json
 from pathlib import Path
+from string import Template
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .export import weights_sha256
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
 
 THREE_LINES = """from diffusers import DDPMPipeline
 
@@ -27,11 +32,6 @@ MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 def three_lines(repo_id: str, conditional: bool) -> str:
     """How anyone generates from the model with stock diffusers."""
     return (THREE_LINES_CONDITIONAL if conditional else THREE_LINES).format(repo_id=repo_id)
-
-
-def weights_sha256(model_dir: Path) -> str:
-    """The hash that ties a measurement to the weights it was made of."""
-    return hashlib.sha256((model_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
 def read_json(path: Path) -> dict:
@@ -56,7 +56,7 @@ def measured(model_dir: Path, dataset: str) -> list[EvalResult]:
 
 
 def evaluation(model_dir: Path) -> dict:
-    """What `python -m ddpm_mnist.evaluate` measured of these very weights; empty where it did not."""
+    """What `python evaluate.py` measured of these very weights; empty where it did not."""
     found = read_json(model_dir / "evaluation.json")
     return found if found.get("weights_sha256") == weights_sha256(model_dir) else {}
 
@@ -152,61 +152,22 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     memorised = "It was not tested for memorised training images."
     if (evaluated := evaluation(model_dir)) and (model_dir / "evaluation.md").is_file():
         table_of_evaluation = (model_dir / "evaluation.md").read_text()
-        measurements = f"## Measured\n\n{table_of_evaluation}\nBy `python -m ddpm_mnist.evaluate`, of these weights.\n"
+        measurements = f"## Measured\n\n{table_of_evaluation}\nBy `python evaluate.py`, of these weights.\n"
         if "nearest_ratio" in evaluated["metrics"]:
             memorised = "Whether it memorised training images, the table above says by distances between pixels."
-    arguments = "class_labels=[7] * 16" if conditional else "batch_size=16"
-    card = ModelCard(
-        f"""---
-{data.to_yaml()}
----
-
-# {repo_id.split("/")[-1]}
-
-A denoising diffusion probabilistic model ([Ho et al. 2020](https://arxiv.org/abs/2006.11239)) of small images, trained
-with ddpm-mnist. It loads with stock diffusers{", and one file of its own" if conditional else ""}.
-
-{pictures}
-## Use
-
-```python
-{three_lines(repo_id, conditional)}
-```
-
-In fewer steps:
-
-```python
-{FASTER.format(arguments=arguments)}
-```
-
-## Training
-
-| | |
-| --- | --- |
-{table}
-
-All settings are in `train_config.yaml`, which the training script reads.
-
-{curve}
-{measurements}
-## Limits
-
-It draws what its training set holds, in its size and colours, and nothing else. Some samples are no digit that a person
-would read. {memorised}
-
-## Citation
-
-```bibtex
-@inproceedings{{ho2020denoising,
-  title     = {{Denoising Diffusion Probabilistic Models}},
-  author    = {{Jonathan Ho and Ajay Jain and Pieter Abbeel}},
-  booktitle = {{Advances in Neural Information Processing Systems}},
-  year      = {{2020}}
-}}
-```
-""",
-        ignore_metadata_errors=False,
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        metadata=data.to_yaml(),
+        name=repo_id.split("/")[-1],
+        own_file=", and one file of its own" if conditional else "",
+        pictures=pictures,
+        three_lines=three_lines(repo_id, conditional),
+        faster=FASTER.format(arguments="class_labels=[7] * 16" if conditional else "batch_size=16"),
+        training=table,
+        curve=curve,
+        measurements=measurements,
+        memorised=memorised,
     )
+    card = ModelCard(text, ignore_metadata_errors=False)
     path = model_dir / "README.md"
     if written_by_hand(path):
         say(f"{path} was written or edited by hand: it goes as it is.")

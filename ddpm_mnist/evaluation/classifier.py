@@ -1,4 +1,4 @@
-"""A reader of digits: the small classifier, trained on the same data, with whose eyes samples are judged."""
+"""The small classifier, trained on the same data, that is used to score samples."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from .config import ConfigError
-from .data import Data, Images, index_batches, scale
+from ..data import Data, Images, index_batches, scale
+from ..options import ConfigError
 
 
 def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetForImageClassification:

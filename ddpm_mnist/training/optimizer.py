@@ -1,12 +1,14 @@
-"""AdamW, or Muon: which steps the run takes down the gradient of L_simple.
+"""AdamW and Muon: how the weights follow the gradient.
 
 Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix, U S V^T, by
 U V^T: a step as large in each of the matrix's directions, those with small gradients too. `torch.optim.Muon` takes no
-convolutions, goes one matrix at a time, and cannot leave an update out without a look from the host; hence this one. On
-linear layers it is held against torch's in tests.
+convolutions, updates one matrix at a time, and cannot skip an update without a host-device sync; hence this one. Tests
+compare it with torch's on linear layers.
 """
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from .config import TrainConfig
@@ -71,11 +73,11 @@ class Muon(torch.optim.AdamW):
             state = self.state[parameter]
             state["momentum"], state["step"] = m, state.get("step", torch.zeros_like(taken)) + taken
             parameter.mul_(1 - lr * weight_decay * taken).sub_(u * step_size)
-            parameter.grad = None  # so that AdamW, below, leaves it alone
+            parameter.grad = None  # so that AdamW, below, skips it
 
 
 def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of `config`, over all of the U-Net. Both leave an update out on the device, see `found_inf`."""
+    """The optimizer of `config`, over all of the U-Net. Both can skip an update on the device, see `found_inf`."""
     adamw = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -89,3 +91,17 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in unet.parameters() if p.dim() > 1 and id(p) not in apart]
     chosen = {id(p) for p in matrices}
     return Muon(matrices, [p for p in unet.parameters() if id(p) not in chosen], **adamw)
+
+
+def clip_gradients(
+    accelerator: Accelerator, unet: nn.Module, optimizer: AcceleratedOptimizer, max_norm: float
+) -> Tensor:
+    """Clip the gradients to `max_norm`; where they are not finite, make the optimizer skip its next update.
+
+    Returns:
+        Whether they are finite, `[]`, bool, on the device: no host-device sync.
+    """
+    finite = accelerator.clip_grad_norm_(unet.parameters(), max_norm).isfinite()
+    if accelerator.scaler is None:  # fp16's scaler sets it itself
+        optimizer.optimizer.found_inf = (~finite).float()
+    return finite

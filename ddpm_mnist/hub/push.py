@@ -1,4 +1,4 @@
-"""Putting a trained model on the Hub: look whether it works, say what goes, upload it in one commit."""
+"""Putting a trained model on the Hub: check that it works, list what goes, upload it in one commit."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..options import ConfigError
 from .card import three_lines, write_card
-from .config import ConfigError
 
 MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "samples.png", "loss_curve.png")
 RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "evaluation.json", "evaluation_*.png")
@@ -77,8 +77,9 @@ def validate_model(model_dir: Path) -> None:
     import torch
     from diffusers import DDPMPipeline
 
-    from . import DDPMScheduler, UNet2DModel
-    from .pipeline import ClassConditionalDDPMPipeline
+    from ..pipeline import ClassConditionalDDPMPipeline
+    from ..scheduler import DDPMScheduler
+    from ..unet import UNet2DModel
 
     conditional = is_conditional(model_dir)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import ConfigError
+from ..options import ConfigError
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 

@@ -1,4 +1,4 @@
-"""`train_ddpm_mnist.py --check`: everything short of training, and a report on the run to be."""
+"""`train_ddpm_mnist.py --check`: what the run will do and cost, and its problems, without training."""
 
 import time
 
@@ -8,11 +8,13 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from .config import TrainConfig, resolve_mixed_precision
-from .data import Images, load_data
-from .run import check_output_dir, use_hardware
-from .scheduler import DDPMScheduler
-from .unet import UNet2DModel
+from ..data import Images, load_data
+from ..scheduler import DDPMScheduler
+from ..unet import UNet2DModel
+from .config import TrainConfig
+from .hardware import resolve_mixed_precision, use_hardware
+from .models import build, check_models
+from .output_dir import check_output_dir
 
 
 def noise_report(scheduler: DDPMScheduler) -> tuple[list[str], list[str]]:
@@ -111,12 +113,13 @@ def check(config: TrainConfig) -> int:
     Raises:
         ConfigError: what would stop the run at its start.
     """
+    check_models(config)
     precision = resolve_mixed_precision(config.mixed_precision)
     accelerator = Accelerator(mixed_precision=precision)
     use_hardware(accelerator)
     checkpoint = check_output_dir(config)
-    data = load_data(config)
-    unet, scheduler = UNet2DModel(**config.unet), DDPMScheduler(**config.scheduler)
+    data = load_data(config, config.image_shape, config.num_validation_samples)
+    unet, scheduler = build(config, "unet"), build(config, "scheduler")
     global_batch = config.global_batch(accelerator.num_processes)
     steps = config.num_steps(len(data.train), accelerator.num_processes)
 
@@ -126,7 +129,7 @@ def check(config: TrainConfig) -> int:
     noise_lines, noise_problems = noise_report(scheduler)
     schedule_lines, schedule_problems = schedule_report(config, steps)
     report = [
-        f"output: {config.output_dir}, {f'going on from {checkpoint}' if checkpoint else 'a new run'}",
+        f"output: {config.output_dir}, {f'resuming from {checkpoint}' if checkpoint else 'a new run'}",
         f"data: {data.name}, {len(data.train):,} images ({held}), {len(data.test):,} held out",
         f"device: {accelerator.device}, mixed precision {precision}, {torch.get_num_threads()} threads a process",
         f"U-Net: {sum(p.numel() for p in unet.parameters()):,} parameters, {levels}",

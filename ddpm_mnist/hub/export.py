@@ -1,5 +1,6 @@
 """The finished model as a folder that anyone loads with stock diffusers."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,9 +8,14 @@ from pathlib import Path
 import diffusers
 from torch import Tensor
 
-from . import pipeline
-from .scheduler import DDPMScheduler
-from .unet import UNet2DModel
+from .. import pipeline
+from ..scheduler import DDPMScheduler
+from ..unet import UNet2DModel
+
+
+def weights_sha256(model_dir: Path) -> str:
+    """The hash that ties a measurement to the weights that it was made with."""
+    return hashlib.sha256((model_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
 def export_pipeline(
@@ -23,8 +29,8 @@ def export_pipeline(
 
     A conditional U-Net gets a `ClassConditionalDDPMPipeline` instead, whose file `pipeline.py` is copied beside.
 
-    The in-repo classes are replaced by the stock ones, strictly by name and shape, so that what is written has been
-    loaded by stock diffusers once already and names nothing of this repo.
+    The weights are loaded into the stock classes first, strictly by name and shape, so that the folder names nothing of
+    this repo and is known to load with stock diffusers.
 
     Args:
         unet, scheduler: what was trained, and with what.

@@ -1,0 +1,1 @@
+"""How good is a model: distances between sets of images, and the bound on the likelihood."""

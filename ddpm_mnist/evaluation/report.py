@@ -1,0 +1,161 @@
+"""The figures of an evaluation, each beside the same figure of real images, and its pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import Data, Images, scale
+from ..options import ConfigError
+from ..randomness import seeded_generator
+from ..sampling import grid, to_pil
+from .classifier import accuracy, read, train_classifier
+from .metrics import bootstrap_ci, density_coverage, frechet_distance, mean_and_ci, nearest, precision_recall
+
+CONFIDENT = 0.9
+
+
+@dataclass
+class Figure:
+    """A measurement, half its 95% interval, the same of real training images, and which way is better."""
+
+    name: str
+    text: str
+    value: float
+    ci: float | None
+    floor: float | None
+    better: str
+
+    def row(self) -> str:
+        value = f"{self.value:.4g}" + ("" if self.ci is None else f" ± {self.ci:.2g}")
+        return f"| {self.text} | {value} | {'' if self.floor is None else f'{self.floor:.4g}'} | {self.better} |"
+
+
+def inception_features(pixels: Tensor) -> Tensor:
+    """`[N, 2048]`: what papers compare. ConfigError: torch-fidelity, or its weights, are not there."""
+    try:
+        from torch_fidelity.utils import create_feature_extractor
+
+        extractor = create_feature_extractor("inception-v3-compat", ["2048"], cuda=torch.cuda.is_available())
+    except Exception as e:  # not installed, or no way to download the weights: whatever it is, there is one cure
+        raise ConfigError(
+            f"--feature_extractor inception: not available ({type(e).__name__}: {str(e)[:80]}); `pip install "
+            "torch-fidelity`, connect once for its weights, or leave the option out"
+        ) from None
+    rgb = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.cat([extractor(part.to(device))[0].cpu() for part in rgb.split(100)])
+
+
+def compare(
+    samples: Tensor, asked: Tensor | None, data: Data, classifier, seed: int, classifier_steps: int = 1400
+) -> list[Figure]:
+    """Samples, and as many training images for the floor, against the test split.
+
+    Args:
+        samples: `[N, C, H, W]` uint8.
+        asked: `[N]`, the class that each was to be, or None.
+    """
+    generator = seeded_generator(seed, "subset")
+    count = len(samples)
+
+    def some(images: Images, number: int) -> Tensor:
+        return torch.randperm(len(images), generator=generator)[:number]
+
+    train_rows, test_rows = some(data.train, count), some(data.test, count)
+    others = some(data.train, len(data.test))  # as many training images as there are test images
+    test_classes, test_confidence, test_features = read(classifier, data.test.images)
+    floor_classes, floor_confidence, floor_features = read(classifier, data.train.images[train_rows])
+    classes, confidence, features = read(classifier, samples)
+    figures = []
+
+    def add(name: str, text: str, value: float, ci: float | None, floor: float | None, better: str) -> None:
+        figures.append(Figure(name, text, value, ci, floor, better))
+
+    def distance(x: Tensor) -> float:
+        return frechet_distance(x, test_features)
+
+    add(
+        "frechet_distance",
+        "Fréchet distance to the test split",
+        distance(features),
+        bootstrap_ci(distance, features, seed),
+        distance(floor_features),
+        "down",
+    )
+    real = test_features[test_rows]
+    for function, names in (
+        (precision_recall, ("precision", "recall")),
+        (density_coverage, ("density", "coverage")),
+    ):
+        for name, values, floors in zip(names, function(features, real), function(floor_features, real)):
+            add(name, name, *mean_and_ci(values), floors.double().mean().item(), "up")
+    sure, floor_sure = (c > CONFIDENT for c in (confidence, floor_confidence))
+    add("confident", f"read with over {CONFIDENT} confidence", *mean_and_ci(sure), floor_sure.float().mean(), "up")
+
+    def imbalance(read_as: Tensor) -> float:
+        """Total variation distance between the shares of the classes and those of the test split."""
+        shares = (torch.bincount(x, minlength=classifier.config.num_labels) / len(x) for x in (read_as, test_classes))
+        return (next(shares) - next(shares)).abs().sum().item() / 2
+
+    if asked is None:
+        text, ci = "share of classes out of balance", bootstrap_ci(imbalance, classes, seed)
+        add("class_imbalance", text, imbalance(classes), ci, imbalance(floor_classes), "down")
+    else:
+        add("read_as_asked", "read as the class asked for", *mean_and_ci(classes == asked), None, "up")
+        trained = train_classifier(Images(samples, asked), classifier_steps, seed)
+        floor = train_classifier(
+            Images(data.train.images[train_rows], data.train.labels[train_rows]), classifier_steps, seed
+        )
+        add(
+            "accuracy_from_samples",
+            "accuracy of a classifier trained on the samples alone",
+            accuracy(trained, data.test),
+            None,
+            accuracy(floor, data.test),
+            "up",
+        )
+
+    def flat(pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).float() / 255
+
+    pixels, train_pixels, test_pixels = flat(samples), flat(data.train.images[others]), flat(data.test.images)
+
+    def to_train_over_to_test(points: Tensor, k: int = 1) -> Tensor:
+        to_test = nearest(points, test_pixels, k)[0][:, -1]  # k = 2 for test images, which are nearest to themselves
+        return torch.stack([nearest(points, train_pixels)[0][:, 0], to_test], dim=1)
+
+    def ratio(pairs: Tensor) -> float:
+        return (pairs[:, 0].median() / pairs[:, 1].median()).item()
+
+    pairs, floor_pairs = to_train_over_to_test(pixels), to_train_over_to_test(test_pixels[test_rows], k=2)
+    text = "distance to the nearest training image, over that to the nearest test image"
+    ci = bootstrap_ci(ratio, pairs, seed)
+    add("nearest_ratio", text, ratio(pairs), ci, ratio(floor_pairs), "1: nothing memorised")
+    return figures
+
+
+def neighbours_picture(samples: Tensor, train: Images) -> Image.Image:
+    """The first sixteen samples, each above its three nearest training images."""
+    samples = samples[:16]
+    points, reference = (x.flatten(1).float() / 255 for x in (samples, train.images))
+    found = nearest(points, reference, 3)[1]
+    rows = torch.cat([samples, *(train.images[found[:, i]] for i in range(3))])
+    return grid(to_pil(scale(rows)), columns=len(samples), zoom=2)
+
+
+def bound_picture(terms: list[float], path: Path) -> None:
+    """The terms of the bound over the timesteps, which no loss curve shows: nearly all bits are in the first ones."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.5))
+    axes.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
+    axes.set(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension", title=f"sum: {sum(terms):.3f} bits/dim")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""A model for other people: the exported folder, its card, and the upload."""

@@ -1,0 +1,23 @@
+"""The end of a run: the pipeline folder, what was measured, and the push."""
+
+import time
+
+from ..hub.export import export_pipeline
+from ..hub.push import push_model
+from .log import write_results
+from .setup import Run
+
+
+def export(run: Run) -> None:
+    """Write the trained model as a diffusers pipeline, with its results; push it where `push_to_hub` says so."""
+    if not run.accelerator.is_main_process:
+        return
+    config, accelerator = run.config, run.accelerator
+    export_pipeline(run.bare_unet, run.scheduler, run.output_dir, run.averaged_weights(), config.null_class_label)
+    seconds, steps = time.perf_counter() - run.started, run.step - run.first_step
+    if steps:
+        write_results(run.output_dir, accelerator, run.data.name, run.parameters, run.log.last, steps, seconds)
+    accelerator.print(f"Saved to {run.output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
+    if config.push_to_hub:
+        private, token_file = config.hub_private_repo, config.token_file
+        push_model(run.output_dir, config.hub_model_id, private=private, token_file=token_file)

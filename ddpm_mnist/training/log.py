@@ -1,0 +1,113 @@
+"""What a run says of itself: metrics.jsonl, trackers, sample grids, and its results at the end."""
+
+import importlib.util
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import accelerate
+import diffusers
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from ..hub.export import weights_sha256
+from ..options import ConfigError
+from .config import TrainConfig
+
+METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "train_results.json"
+
+
+def tracker_names(report_to: str) -> str | None:
+    """`--report_to` for Accelerator. ConfigError: the package is not installed."""
+    if report_to in ("none", "all"):
+        return None if report_to == "none" else "all"
+    if importlib.util.find_spec(report_to) is None:
+        raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
+    return report_to
+
+
+class MetricsLog:
+    """Metrics to the trackers and, a JSON object a line, to metrics.jsonl; sample grids to samples/ and trackers."""
+
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, step: int):
+        self.accelerator, self.last = accelerator, {}
+        self.mark = (time.perf_counter(), step)
+        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(config).items()}
+        accelerator.init_trackers("ddpm-mnist", config=settings)
+        output_dir = Path(config.output_dir)
+        self.path, self.samples = output_dir / METRICS_FILE, output_dir / "samples"
+        if accelerator.is_main_process:
+            # What an interrupted run logged after the checkpoint that it resumes from will be logged again.
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Log `metrics`; every process may call it, the main one writes."""
+        self.accelerator.log(metrics, step=step)
+        self.last = self.last | metrics
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def write_picture(self, step: int, picture: Image.Image) -> None:
+        """Keep a grid of samples; for the main process."""
+        self.samples.mkdir(exist_ok=True)
+        picture.save(self.samples / f"step-{step:06d}.png")
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                pixels = np.asarray(picture.convert("RGB"))[None]
+                if tracker.name == "tensorboard":
+                    tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+                else:
+                    tracker.log_images({"samples": pixels}, step=step)
+
+    def images_per_second(self, step: int, global_batch: int) -> float:
+        """The rate since the last call, validation and checkpoints included."""
+        (then, earlier), now = self.mark, time.perf_counter()
+        self.mark = (now, step)
+        return (step - earlier) * global_batch / (now - then)
+
+
+def count_update(counts: Tensor, loss: Tensor, finite: Tensor) -> Tensor:
+    """The counts of a run after one more update, which was skipped unless its gradient was `finite`.
+
+    `[4]`: the sum of the losses and their number, both since the last log; the skipped updates, in all and in a row.
+    They stay on the device until they are logged: reading them at every step would make a GPU wait for the host.
+    """
+    loss_sum, losses, skipped, in_a_row = counts
+    loss_sum = loss_sum + torch.where(finite, loss, 0)
+    return torch.stack([loss_sum, losses + finite, skipped + ~finite, torch.where(finite, 0, in_a_row + 1)])
+
+
+def write_results(
+    output_dir: Path,
+    accelerator: Accelerator,
+    dataset: str,
+    parameters: int,
+    metrics: dict[str, float],
+    steps: int,
+    seconds: float,
+) -> None:
+    """What a run measured, and on what, into train_results.json beside the model."""
+    results = {
+        "dataset": dataset,
+        "weights_sha256": weights_sha256(output_dir),
+        "parameters": parameters,
+        "steps_of_this_session": steps,
+        "minutes_of_this_session": seconds / 60,
+        "metrics": metrics,
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
+        "python": platform.python_version(),
+    }
+    (output_dir / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,55 @@
+"""The U-Net and the noise schedule of a run, from the two sections of its config."""
+
+import inspect
+
+import torch
+
+from ..options import ConfigError, nearest
+from ..scheduler import DDPMScheduler
+from ..unet import UNet2DModel
+from .config import TrainConfig
+
+CLASSES = {"unet": UNet2DModel, "scheduler": DDPMScheduler}
+
+
+def build(config: TrainConfig, section: str):
+    """`UNet2DModel` or `DDPMScheduler` by its section of the config. ConfigError: it refuses a key or a value."""
+    settings = getattr(config, section)
+    known = [name for name in inspect.signature(CLASSES[section].__init__).parameters if name != "self"]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"{section}.{key}: unknown key; {nearest(str(key), known)}")
+    try:
+        return CLASSES[section](**settings)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise ConfigError(f"{section}.{e}") from None
+
+
+def check_models(config: TrainConfig) -> None:
+    """Build both once, on no memory, and check what only a training run asks of them. ConfigError: it cannot work."""
+    with torch.device("meta"):
+        unet = build(config, "unet")
+    scheduler = build(config, "scheduler")
+    T = scheduler.config.num_train_timesteps
+    if len(scheduler.betas) != T:
+        raise ConfigError(f"scheduler.trained_betas: has {len(scheduler.betas)} values for num_train_timesteps={T}")
+    if not ((scheduler.betas > 0) & (scheduler.betas <= 1)).all():
+        raise ConfigError("scheduler.beta_start, beta_end: every beta must lie in (0, 1]; Ho et al. use 1e-4 and 0.02")
+    if scheduler.config.variance_type.startswith("learned"):
+        raise ConfigError(
+            "scheduler.variance_type: a learned variance has no loss here; use fixed_small or fixed_large"
+        )
+    if config.ddpm_num_inference_steps > T:
+        raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
+
+    channels = unet.config.in_channels, unet.config.out_channels
+    if channels not in ((1, 1), (3, 3)):
+        raise ConfigError(
+            f"unet.in_channels {channels[0]}, unet.out_channels {channels[1]}: both 1 (grayscale) or both 3 (RGB)"
+        )
+    size, halvings = unet.config.sample_size, len(unet.config.block_out_channels) - 1
+    if not isinstance(size, int) or size < 1 or size % 2**halvings:
+        raise ConfigError(
+            f"unet.sample_size {size}: stock diffusers, which the pipeline is for, cannot halve it {halvings} times; "
+            f"use a multiple of {2**halvings} (images are resized to it) or fewer levels"
+        )

@@ -1,0 +1,276 @@
+"""A run before its first step, and its state from one step to the next."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import ProjectConfiguration, gather_object
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data import Data, index_batches, load_data
+from ..hub.push import check_repo_id, read_token
+from ..options import ConfigError
+from ..randomness import draw_noise_and_timesteps, drop_labels, seed_dropout
+from ..scheduler import DDPMScheduler
+from ..unet import UNet2DModel
+from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
+from .config import TrainConfig
+from .hardware import one_process_only, resolve_mixed_precision, use_hardware
+from .log import MetricsLog, count_update, tracker_names
+from .models import build, check_models
+from .optimizer import build_optimizer
+from .output_dir import begin_output_dir, check_output_dir
+from .stop import StopSignal
+
+MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
+
+
+@dataclass
+class Run:
+    """The state of a training run, with short methods that keep it. The algorithm is `train` in train_ddpm_mnist.py."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    data: Data
+    unet: torch.nn.Module  # as Accelerate prepared it: in mixed precision, its gradients synchronised
+    bare_unet: UNet2DModel  # the module inside, with plain parameter names
+    scheduler: DDPMScheduler
+    optimizer: AcceleratedOptimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: EMAModel | None  # the averaged weights
+    identity: dict  # what must not change when the run resumes
+    num_steps: int
+    stop: StopSignal
+    checkpoint: Path | None  # to resume from
+    step: int = 0  # global batches, each an update of the weights unless its gradient was not finite
+    counts: Tensor = field(default_factory=lambda: torch.zeros(4))  # see `count_update`
+    update_loss: Tensor | float = 0.0  # of the micro-batches so far
+
+    def __post_init__(self):
+        self.output_dir = Path(self.config.output_dir)
+        self.global_batch = self.config.global_batch(self.accelerator.num_processes)
+        self.parameters = sum(p.numel() for p in self.bare_unet.parameters())
+        self.counts = self.counts.to(self.accelerator.device)
+
+    def begin(self) -> None:
+        """Make the output folder and start its log; say what is trained."""
+        accelerator, config = self.accelerator, self.config
+        if accelerator.is_main_process:
+            begin_output_dir(config)
+        accelerator.wait_for_everyone()
+        self.log = MetricsLog(accelerator, config, self.step)
+        self.stop.listen()
+        accelerator.print(
+            f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
+            f" {self.num_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
+            f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
+            f" precision {accelerator.mixed_precision}."
+        )
+        self.progress = tqdm(
+            total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
+        )
+        self.images = self.data.train.batches(
+            index_batches(
+                len(self.data.train),
+                config.seed,
+                self.step,
+                config.train_batch_size,
+                config.gradient_accumulation_steps,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+        )
+        self.started, self.first_step = time.perf_counter(), self.step
+        self.unet.train()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """The micro-batches of the present update, this process's share of the global batch.
+
+        Yields:
+            images `[B, C, H, W]` in [-1, 1], labels `[B]` (None for an unconditional U-Net), timesteps `[B]`, and noise
+            `[B, C, H, W]`.
+        """
+        config, device = self.config, self.accelerator.device
+        size, batch_size = config.unet["sample_size"], config.train_batch_size
+        shape = (self.global_batch, config.unet["in_channels"], size, size)
+        all_noise, all_timesteps = draw_noise_and_timesteps(
+            config.seed, self.step, shape, len(self.scheduler), device, config.timestep_sampling
+        )
+        self.update_loss = torch.zeros((), device=device)
+        for micro_step in range(config.gradient_accumulation_steps):
+            share = self.accelerator.num_processes * micro_step + self.accelerator.process_index
+            rows = slice(share * batch_size, (share + 1) * batch_size)
+            seed_dropout(config.seed, self.step, share)
+            images, labels = next(self.images)
+            if self.bare_unet.config.num_class_embeds is None:
+                labels = None
+            elif config.null_class_label is not None:
+                null, probability = config.null_class_label, config.class_dropout_prob
+                labels = drop_labels(labels, config.seed, self.step, self.global_batch, rows, probability, null)
+            yield images, labels, all_timesteps[rows], all_noise[rows]
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Count the loss of a micro-batch towards that of the update."""
+        self.update_loss += loss.detach() / self.config.gradient_accumulation_steps
+
+    def end_update(self, finite: Tensor) -> None:
+        """After the optimizer's step, which was skipped unless `finite`: learning rate, averaged weights, counts."""
+        self.counts = count_update(self.counts, self.update_loss, finite)
+        self.learning_rate = self.lr_scheduler.get_last_lr()[0]  # of this update
+        self.lr_scheduler.step()
+        if self.ema is not None:
+            self.ema.step(self.bare_unet.parameters())
+        self.step += 1
+        self.progress.update()
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the last, is due now; 0: never."""
+        return every > 0 and (self.step % every == 0 or self.step == self.num_steps)
+
+    def write_log(self) -> None:
+        """Log the mean loss since the last log. ConfigError: too many updates in a row were skipped."""
+        loss_sum, losses, skipped, in_a_row = self.accelerator.reduce(self.counts, "mean").tolist()
+        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ConfigError(self.not_finite())
+        rate = self.log.images_per_second(self.step, self.global_batch)
+        mean_loss = {"loss": loss_sum / losses} if losses else {}
+        rates = {"lr": self.learning_rate, "images_per_second": rate, "skipped": int(skipped)}
+        self.log.write(self.step, {**mean_loss, **rates})
+        self.progress.set_postfix(**mean_loss, lr=f"{self.learning_rate:.1e}", images_s=f"{rate:.0f}")
+        self.counts[:2] = 0
+
+    def averaged_weights(self) -> dict[str, Tensor] | None:
+        """The averaged weights by name; None without `use_ema`."""
+        if self.ema is None:
+            return None
+        return dict(zip((name for name, _ in self.bare_unet.named_parameters()), self.ema.shadow_params))
+
+    def save(self) -> None:
+        """Write a checkpoint. ConfigError: the weights are not finite, or it cannot be written."""
+        accelerator = self.accelerator
+        self.counts = accelerator.reduce(self.counts, "mean")  # every process can resume from the mean
+        if not all(bool(p.isfinite().all()) for p in self.bare_unet.parameters()):
+            raise ConfigError(self.not_finite())
+        if accelerator.is_main_process:
+            weights = {"unet": self.bare_unet.state_dict()}
+            if self.ema is not None:
+                weights["unet_ema"] = self.averaged_weights()
+            state = {
+                "run": self.identity,
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "step": self.step,
+                "counts": self.counts,
+            }
+            limit = self.config.checkpoints_total_limit
+            save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
+        accelerator.wait_for_everyone()
+
+    def load(self) -> None:
+        """Resume from `checkpoint`. ConfigError: it is of another run."""
+        state = load_state(self.checkpoint, self.identity)
+        load_weights(self.checkpoint, self.bare_unet, self.ema)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.optimization_step = state["step"]
+        self.step, self.counts = state["step"], state["counts"].to(self.accelerator.device)
+        self.accelerator.print(f"Resumed from {self.checkpoint} at step {self.step}.")
+
+    def not_finite(self) -> str:
+        """The error message of a run whose loss or weights are not finite."""
+        checkpoints = list_checkpoints(self.output_dir)
+        good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        return (
+            f"--learning_rate {self.config.learning_rate}: loss or weights are no longer finite at step {self.step};"
+            f" lower it, or set --mixed_precision no; {good}"
+        )
+
+    def finish(self) -> int:
+        """Save where the run was stopped early, and close everything. Returns the exit code."""
+        self.progress.close()
+        if self.step < self.num_steps:
+            if self.step % self.config.checkpointing_steps:
+                self.save()
+            self.accelerator.print(f"Stopped at step {self.step}; resume with --resume_from_checkpoint latest.")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return self.stop.exit_code if self.step < self.num_steps else 0
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Everything that a run needs. Refuses what cannot work, and writes nothing.
+
+    Raises:
+        ConfigError: the model, the data, the output folder or a checkpoint are not what the config says.
+    """
+    check_models(config)
+    output_dir = Path(config.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=resolve_mixed_precision(config.mixed_precision),
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=tracker_names(config.report_to),
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
+    )
+    use_hardware(accelerator)
+    accelerator.print(one_process_only() or "", end="")
+    checkpoint = check_output_dir(config) if accelerator.is_main_process else None
+    checkpoint = gather_object([checkpoint])[0]
+    if config.push_to_hub:
+        check_repo_id(config.hub_model_id)  # now, and not after the training
+        read_token(config.token_file)
+
+    with accelerator.main_process_first():  # the first decodes the images, the others find them in the cache
+        data = load_data(config, config.image_shape, config.num_validation_samples, accelerator.print)
+    if len(set(gather_object([data.fingerprint]))) > 1:
+        raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
+    data.train = data.train.to(accelerator.device)
+
+    torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
+    bare_unet, scheduler = build(config, "unet"), build(config, "scheduler")
+    if config.gradient_checkpointing:
+        bare_unet.enable_gradient_checkpointing()
+    optimizer = build_optimizer(bare_unet, config)
+    num_steps = config.num_steps(len(data.train), accelerator.num_processes)
+    # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=num_steps
+    )
+    unet, optimizer = accelerator.prepare(bare_unet, optimizer)
+    bare_unet = accelerator.unwrap_model(unet, keep_torch_compile=False)
+    # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about a tenth of the run, however long.
+    ema = EMAModel(bare_unet.parameters(), decay=config.ema_max_decay, foreach=True) if config.use_ema else None
+    identity = {
+        **config.identity(),
+        "dataset": data.fingerprint,
+        "global batch": config.global_batch(accelerator.num_processes),
+        "mixed precision": accelerator.mixed_precision,
+    }
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        data=data,
+        unet=unet,
+        bare_unet=bare_unet,
+        scheduler=scheduler,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        ema=ema,
+        identity=identity,
+        num_steps=num_steps,
+        stop=StopSignal(accelerator),
+        checkpoint=checkpoint,
+    )
+    if checkpoint is not None:
+        run.load()
+    return run

@@ -1,0 +1,164 @@
+"""Measure a trained model: are its samples like the real images, as varied, new, and how many bits does it need?
+
+    python evaluate.py --model ddpm-mnist
+
+Beside each figure stands the floor: the same figure for real training images in place of samples. No download is
+needed: the features are those of a small classifier, trained on the same data. What is written into the model's folder
+(evaluation.json, evaluation.md, two pictures) goes into its card with push_to_hub.py.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_mnist.data import DataOptions, ImageShape, load_data, to_uint8
+from ddpm_mnist.evaluation.bound import variational_bound
+from ddpm_mnist.evaluation.classifier import get_classifier
+from ddpm_mnist.evaluation.metrics import frechet_distance
+from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, inception_features, neighbours_picture
+from ddpm_mnist.hub.export import weights_sha256
+from ddpm_mnist.options import ConfigError, no_such_option, opt, options_of, peek, read_options, read_yaml, run_script
+from ddpm_mnist.sampling import Model, SampleOptions, labels_for, load_model, sample_steps
+
+
+@dataclass
+class EvaluateConfig(DataOptions, SampleOptions):
+    """Evaluation"""
+
+    num_images: int = opt(2000, "Samples to draw, and real images to compare with.", at_least=1)
+    batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1)
+    scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt("ddim", "Sampler.")
+    seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
+    bound_images: int = opt(
+        10, "Test images for each timestep of the variational bound; 0: leave the bound out.", at_least=0
+    )
+    feature_extractor: Literal["classifier", "inception"] = opt(
+        "classifier", "inception: also the Frechet distance that papers quote; needs torch-fidelity and its weights."
+    )
+    classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
+    min_classifier_accuracy: float = opt(0.985, "On the test split; a lower accuracy is an error.")
+    output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
+
+
+def draw_samples(config: EvaluateConfig, model: Model) -> tuple[Tensor, Tensor | None, int]:
+    """`[num_images, C, H, W]` uint8, as a file would hold them; the classes asked for, or None; the number of steps."""
+    sampler, steps = model.sampler(config.scheduler, config.num_inference_steps)
+    asked = labels_for(range(config.num_images), model.num_classes)
+    drawn = sample_steps(
+        model.unet,
+        sampler,
+        range(config.num_images),
+        steps,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        class_labels=asked,
+        guidance_scale=config.guidance_scale,
+        null_class_label=model.null_class_label,
+        mixed_precision=config.mixed_precision,
+    )
+    batches = (step.sample for step in drawn if step.last)
+    number = -(-config.num_images // config.batch_size)
+    progress = tqdm(batches, total=number, desc=f"sampling, {config.scheduler}, {steps} steps")
+    return torch.cat([to_uint8(samples).cpu() for samples in progress]), asked, steps
+
+
+def evaluate(config: EvaluateConfig) -> dict:
+    """Measure, write the results and return them.
+
+    Raises:
+        ConfigError: an option cannot be right, or the model, the data or the classifier are not what it takes.
+    """
+    if config.bound_images == 1:
+        raise ConfigError("--bound_images 1: must be 2 or more for an interval, or 0 for no bound")
+    local = Path(config.model).is_dir()
+    if config.output_dir is None and not local:
+        raise ConfigError(f"--output_dir: missing; {config.model} is no folder, so say where the results shall go")
+    output_dir = Path(config.output_dir or config.model)
+
+    started = time.perf_counter()
+    model = load_model(config.model)
+    model.sampler(config.scheduler, config.num_inference_steps)
+    data = load_data(config, ImageShape(model.unet.config.in_channels, model.unet.config.sample_size))
+    if min(config.num_images, len(data.train), len(data.test)) < 10:
+        raise ConfigError(f"--num_images {config.num_images}: samples, training and test images must be at least 10")
+    classifier, read_right = get_classifier(data, config.classifier_steps, config.seed, config.min_classifier_accuracy)
+    samples, asked, steps = draw_samples(config, model)
+    figures = compare(samples, asked, data, classifier, config.seed, config.classifier_steps)
+    if config.feature_extractor == "inception":
+        test = inception_features(data.test.images)
+        value, floor = (
+            frechet_distance(inception_features(x), test) for x in (samples, data.train.images[: config.num_images])
+        )
+        figures.append(Figure("fid", "FID (Inception)", value, None, floor, "down"))
+    bound = None
+    if config.bound_images:
+        try:
+            bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, seed=config.seed)
+        except ValueError as e:
+            raise ConfigError(f"--bound_images {config.bound_images}: {e}; 0 leaves the bound out") from None
+        text = f"variational bound, bits/dim ({bound['evaluations']:,} evaluations)"
+        figures.append(Figure("bits_per_dim", text, bound["bits_per_dim"], bound["ci"], None, "down"))
+
+    guided = f", guidance {config.guidance_scale}" if model.null_class_label is not None else ""
+    protocol = (
+        f"{config.num_images:,} samples by {config.scheduler} in {steps} steps{guided}, seed {config.seed}, averaged "
+        f"weights if the run kept them, against {len(data.test):,} test images of {data.name} (distances within "
+        f"{min(config.num_images, len(data.test)):,} of them for precision to coverage); features of a classifier that "
+        f"reads {read_right:.2%} of the test split; floor: as many training images in place of the samples; ±: 95%"
+    )
+    results = {
+        "weights_sha256": weights_sha256(Path(config.model)) if local else None,
+        "metrics": {f.name: round(float(f.value), 6) for f in figures},
+        "ci": {f.name: float(f.ci) for f in figures if f.ci is not None},
+        "floor": {f.name: float(f.floor) for f in figures if f.floor is not None},
+        "protocol": protocol,
+        "classifier_accuracy": read_right,
+        "bound": bound,
+        "minutes": (time.perf_counter() - started) / 60,
+        "config": asdict(config),
+    }
+    table = "\n".join(["| | model | real images | better |", "| --- | --- | --- | --- |", *(f.row() for f in figures)])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output_dir / "evaluation.md").write_text(f"{table}\n\n*{protocol}.*\n")
+    neighbours_picture(samples, data.train).save(output_dir / "evaluation_neighbours.png")
+    if bound is not None:
+        bound_picture(bound["terms"], output_dir / "evaluation_bound.png")
+    return results
+
+
+def data_options_of(model: str) -> dict:
+    """The data options that a model was trained with, from its `train_config.yaml`; empty where there is none."""
+    path = Path(model).expanduser() / "train_config.yaml"
+    values = read_yaml("--model", path) if path.is_file() else {}
+    return {option.name: values[option.name] for option in options_of(DataOptions) if option.name in values}
+
+
+def parse_args(arguments: list[str]) -> EvaluateConfig:
+    """The options; those of the data have the model's own as defaults."""
+    model = peek(arguments, "model").model or EvaluateConfig.model
+    file, values = Path(model) / "train_config.yaml", data_options_of(model)
+    config, rest = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
+    if rest:
+        raise no_such_option(EvaluateConfig, rest[0])
+    return config
+
+
+def main(arguments: list[str]) -> int:
+    config = parse_args(arguments)
+    results = evaluate(config)
+    folder = Path(config.output_dir or config.model)
+    print((folder / "evaluation.md").read_text())
+    print(f"Wrote {folder / 'evaluation.json'} after {results['minutes']:.1f} minutes.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,93 @@
+"""Draw images from a trained model: a grid, the single images, and how they came out of the noise.
+
+python generate.py --model ddpm-mnist --num_images 64 --scheduler ddim --save_trajectory
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ddpm_mnist.options import ConfigError, no_such_option, opt, read_options, run_script
+from ddpm_mnist.sampling import SampleOptions, grid, labels_for, load_model, sample_steps, to_pil
+
+
+@dataclass
+class GenerateConfig(SampleOptions):
+    """What to draw"""
+
+    class_label: int | None = opt(None, "The class to draw, for a conditional model. Default: counts through them.")
+    output: str = opt(
+        "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
+    )
+    save_trajectory: bool = opt(False, "Also a picture of x_t and of the x_0 predicted from it, along the way.")
+    overwrite: bool = opt(False, "Replace the output of an earlier run.")
+
+
+def generate(config: GenerateConfig) -> list[Path]:
+    """Draw and save; returns the files written.
+
+    Raises:
+        ConfigError: an option cannot be right, the model cannot be loaded, or a file is there already.
+    """
+    output = Path(config.output)
+    singles, trajectory_path = output.with_suffix(""), output.with_name(f"{output.stem}_trajectory.png")
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"--output {output}: must end in .png")
+    if not config.overwrite and (output.exists() or singles.exists()):
+        raise ConfigError(f"--output {output}: it, or the folder {singles}, is there already; give --overwrite")
+
+    model = load_model(config.model)
+    sampler, steps = model.sampler(config.scheduler, config.num_inference_steps)
+    classes = model.num_classes
+    if config.class_label is not None and (classes is None or not 0 <= config.class_label < classes):
+        raise ConfigError(f"--class_label {config.class_label}: the model has {classes or 'no'} classes")
+
+    kept_steps = {round((i + 1) * steps / 10) - 1 for i in range(10)}
+    trajectory = []  # of the first batch's first images
+    images = []
+    numbers = range(config.num_images)
+    drawn = sample_steps(
+        model.unet,
+        sampler,
+        numbers,
+        steps,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        class_labels=labels_for(numbers, classes, config.class_label),
+        guidance_scale=config.guidance_scale,
+        null_class_label=model.null_class_label,
+        mixed_precision=config.mixed_precision,
+    )
+    batches = -(-len(numbers) // config.batch_size)
+    for number, step in enumerate(tqdm(drawn, total=batches * steps, desc=f"{config.scheduler}, {steps} steps")):
+        if step.index == 0 and number in kept_steps:
+            trajectory.append((to_pil(step.sample[:4]), to_pil(step.pred_original_sample[:4])))
+        if step.last:
+            images.extend(to_pil(step.sample))
+
+    singles.mkdir(parents=True, exist_ok=True)
+    written = [output, *(singles / f"{number:05d}.png" for number in numbers)]
+    grid(images, zoom=2).save(output)
+    for image, path in zip(images, written[1:]):
+        image.save(path)
+    if config.save_trajectory:
+        # each image in two rows, x_t above the x_0 predicted from it; time runs to the right
+        rows = [[moment[kind][i] for moment in trajectory] for i in range(len(trajectory[0][0])) for kind in (0, 1)]
+        grid([image for row in rows for image in row], columns=len(trajectory), zoom=2).save(trajectory_path)
+        written.append(trajectory_path)
+    return written
+
+
+def main(arguments: list[str]) -> int:
+    config, rest = read_options(GenerateConfig, arguments, __doc__.splitlines()[0])
+    if rest:
+        raise no_such_option(GenerateConfig, rest[0])
+    written = generate(config)
+    print(f"Wrote {written[0]} and {len(written) - 1} more files.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
