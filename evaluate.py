@@ -85,7 +85,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     started = time.perf_counter()
     model = load_model(config.model)
     model.sampler(config.scheduler, config.num_inference_steps)
-    data = load_data(config, ImageShape(model.unet.config.in_channels, model.unet.config.sample_size))
+    shape = ImageShape(model.unet.config.in_channels, model.unet.config.sample_size)
+    data = load_data(config, shape, with_labels=True)
     if min(config.num_images, len(data.train), len(data.test)) < 10:
         raise ConfigError(f"--num_images {config.num_images}: samples, training and test images must be at least 10")
     classifier, read_right = get_classifier(data, config.classifier_steps, config.seed, config.min_classifier_accuracy)

@@ -1,30 +1,27 @@
-"""The training images: from the Hub, a folder or scikit-learn's wheel to batches of x_0 in [-1, 1].
+"""The training images: from a dataset to batches of x_0 in [-1, 1].
 
-Images are decoded once (`datasets` caches the result) into one uint8 tensor, so that a batch costs an index and not a
-decode. A set too large for that is decoded by DataLoader workers as it goes. Either way the images of global batch n
-are a function of the seed and n alone: batches are cut from an endless row of epochs, each a fresh permutation, and
-every process takes its share. No epoch has a last, smaller batch: a batch that reaches its end goes on in the next.
+Images are decoded once, into a file of the cache of `datasets`, and held in memory as one uint8 tensor, so that a batch
+costs an index and not a decode. A set too large for that stays in the file. Either way the images of global batch n are
+a function of the seed and n alone: batches are cut from an endless sequence of epochs, each a fresh permutation, and
+every process takes its share. No epoch has a last, smaller batch: it is filled from the next epoch.
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .client import go_offline, hub_status
-from .options import ConfigError, first_line, opt
+from .decode import VERSION, decode_rows, ink_of, open_image, paper_for
+from .options import ConfigError, opt, shorten
 from .randomness import seeded_generator
+from .sources import load_splits
 
-DEFAULT_DATASET = "ylecun/mnist"
-EMBEDDED_DATASET = "scikit-learn digits"
+LOOKED_AT = 64  # images that decide what paper a transparent set is put on
 
 
 @dataclass
@@ -33,16 +30,16 @@ class DataOptions:
 
     dataset_name: str | None = opt(
         None,
-        "Hub id or local folder. Default: ylecun/mnist, or scikit-learn's digits where the Hub is out of reach.",
+        "Hub id, or a local folder or file. Default: ylecun/mnist, or scikit-learn's digits where the Hub is out of "
+        "reach.",
         path=True,
     )
     dataset_config_name: str | None = opt(None, "The dataset's configuration, where it has several.")
     image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
     label_column: str | None = opt(None, "Column of class labels. Default: the only ClassLabel column, if any.")
-    max_resident_gb: float = opt(
-        2.0, "A larger training set is streamed by workers instead of held as one tensor.", at_least=0
-    )
-    dataloader_num_workers: int = opt(2, "Workers for a streamed set.", at_least=0)
+    center_crop: bool = opt(False, "Crop images that are not square, or of several sizes, to the square in the middle.")
+    max_resident_gb: float = opt(2.0, "A training set of more pixels stays on the disk, decoded.", at_least=0)
+    dataloader_num_workers: int = opt(0, "Processes that decode the images, once; 0: this one.", at_least=0)
     cache_dir: str | None = opt(None, "Where `datasets` keeps its cache.", path=True)
 
 
@@ -55,111 +52,80 @@ class ImageShape:
     num_classes: int | None = None
 
 
-# ---- where the images come from ------------------------------------------------------------------------------------
+# ---- columns -------------------------------------------------------------------------------------------------------
 
 
-def load_embedded() -> datasets.DatasetDict:
-    """scikit-learn's 1,797 handwritten digits, real and in its wheel: 8x8, upscaled to 28x28; the last 297 for test."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    eight = (digits.images * (255 / 16)).round().astype(np.uint8)
-    images = [Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC) for image in eight]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    whole = datasets.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
-    return datasets.DatasetDict(train=whole.select(range(1500)), test=whole.select(range(1500, 1797)))
+def is_encoded_image(feature) -> bool:
+    """Whether a column holds files of images, with or without the metadata that says so."""
+    names = set(feature) if isinstance(feature, dict) else set()
+    return isinstance(feature, datasets.Image) or feature == datasets.Value("binary") or names == {"bytes", "path"}
 
 
-def load(options: DataOptions, warn=print) -> tuple[str, datasets.DatasetDict]:
-    """The name and the splits of the dataset that `options` ask for.
-
-    Without a name: ylecun/mnist, from the cache where the Hub is out of reach, and else, after a loud warning through
-    `warn`, the embedded digits. A name that was given is never replaced.
-
-    Raises:
-        ConfigError: there is no such dataset, configuration or train split, or it cannot be reached or read.
-    """
-    name = options.dataset_name or DEFAULT_DATASET
-    if name == EMBEDDED_DATASET:
-        return name, load_embedded()
-    option = f"--dataset_name {name}"
-    local = Path(name).exists()
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ConfigError(f"{option}: no such folder")
-    if not local:
-        status = hub_status(name, "dataset")
-        if status == "missing":
-            raise ConfigError(f"{option}: not on the Hub, or private; check the name, or log in with `hf auth login`")
-        if status == "unreachable":
-            go_offline()
-    try:
-        found = datasets.load_dataset(name, options.dataset_config_name, cache_dir=options.cache_dir)
-    except ConnectionError:
-        if options.dataset_name is None:
-            warn(
-                f"\n!!! The Hub cannot be reached and {name} is not in the cache: TRAINING ON {EMBEDDED_DATASET}"
-                " INSTEAD (1,797 real digits, 8x8 upscaled to 28x28).\n!!! For MNIST, connect to the network, or name a"
-                " local copy with --dataset_name.\n"
-            )
-            return EMBEDDED_DATASET, load_embedded()
-        raise ConfigError(
-            f"{option}: the Hub cannot be reached and the cache does not have it; connect, or name a local folder"
-        ) from None
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as e:
-        raise ConfigError(f"{option}: cannot be loaded ({first_line(e)})") from None
-    if not isinstance(found, datasets.DatasetDict) or "train" not in found:
-        raise ConfigError(f"{option}: has no split named train, only {', '.join(found)}")
-    return name, found
-
-
-# ---- from files to bytes -------------------------------------------------------------------------------------------
-
-
-def choose_columns(dataset: datasets.Dataset, options: DataOptions, shape: ImageShape) -> tuple[str, str | None]:
-    """The image column and the label column (None where there is none), named or guessed.
-
-    Raises:
-        ConfigError: a named column is missing or of the wrong kind, or there is nothing, or too much, to guess from.
-    """
+def image_column_of(dataset: datasets.Dataset, options: DataOptions) -> str:
+    """The image column, named or the only one. ConfigError: there is no such, or several."""
     features = dataset.features
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image_column = options.image_column
-    if image_column is None:
-        if len(images) != 1:
-            raise ConfigError(
-                f"--image_column: the dataset has {len(images)} image columns among {', '.join(features)}; name the one"
-            )
-        image_column = images[0]
-    elif image_column not in images:
-        raise ConfigError(f"--image_column {image_column}: no image column; there are: {', '.join(images) or 'none'}")
+    encoded = [name for name, feature in features.items() if is_encoded_image(feature)]
+    images = [name for name in encoded if isinstance(features[name], datasets.Image)] or encoded
+    named = options.image_column
+    if named is not None and named not in features:
+        raise ConfigError(f"--image_column {named}: no image column; there are: {shorten(images) or 'none'}")
+    if named is None and len(images) == 1:
+        return images[0]
+    if named is not None and named in encoded:
+        return named
+    if named is not None or not images:
+        what = f"--image_column {named}: no image column" if named else "--image_column: no column holds images"
+        raise ConfigError(
+            f"{what}, among {shorten(features)}; pixels in lists or arrays become images by `dataset.map(lambda row: "
+            '{"image": PIL.Image.fromarray(numpy.uint8(row[COLUMN]))})`'
+        )
+    raise ConfigError(
+        f"--image_column: the dataset has {len(images)} image columns among {shorten(features)}; name the one"
+    )
 
+
+def label_column_of(dataset: datasets.Dataset, options: DataOptions) -> str | None:
+    """The label column, named or the only ClassLabel; None where there is none. ConfigError: a named one is missing."""
+    features, named = dataset.features, options.label_column
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    label_column = options.label_column or (labels[0] if len(labels) == 1 else None)
-    if label_column is not None and label_column not in features:
-        raise ConfigError(f"--label_column {label_column}: no such column; there are: {', '.join(features)}")
-    if label_column is None and shape.num_classes is not None:
-        raise ConfigError("--label_column: unet.num_class_embeds needs labels, but no column is a ClassLabel; name it")
-    return image_column, label_column
+    if named is not None and named not in features:
+        raise ConfigError(f"--label_column {named}: no such column; there are: {shorten(features)}")
+    return named or (labels[0] if len(labels) == 1 else None)
 
 
-def decode(cell: dict, index: int, mode: str, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """One undecoded image of `datasets` -> pixels `[C, size, size]` uint8, and the (width, height) that it had."""
+def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int | None, what: str) -> Tensor:
+    """`[N]` int64. ConfigError: rows without a label, labels that are no class numbers, or out of range."""
+    if column is None:
+        raise ConfigError(
+            "--label_column: classes need labels, but no column is a ClassLabel; name one of "
+            f"{shorten(dataset.features)}"
+        )
+    option, values = f"--label_column {column}", dataset.with_format(None)[column][:]
+    none = [row for row, value in enumerate(values) if value is None or value == -1]
+    if none:
+        raise ConfigError(
+            f"{option}: {len(none)} rows of the {what} split have no label ({shorten(none)}); remove them"
+        )
     try:
-        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, TypeError) as e:
-        raise ConfigError(f"--dataset_name: image {index} cannot be decoded ({first_line(e)}); remove it") from None
-    original = image.size
-    image = image.convert(mode)
-    if original != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1), original
+        labels = np.array(values)
+        whole = labels.astype(np.int64)
+        if labels.ndim != 1 or labels.dtype.kind not in "iufb" or not (whole == labels).all():
+            raise ValueError
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"{option}: holds {shorten([repr(values[0])])} and not whole numbers; "
+            f'`dataset.class_encode_column("{column}")` makes class numbers of names'
+        ) from None
+    low, high = int(whole.min()), int(whole.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        raise ConfigError(
+            f"{option}: labels from {low} to {high}, but the U-Net has the classes 0 to {(num_classes or 1) - 1}; "
+            + ("raise unet.num_class_embeds" if low >= 0 else "a class number cannot be negative")
+        )
+    return torch.from_numpy(whole)
 
 
-def decode_rows(cells: list[dict], indices: list[int], mode: str, size: int) -> dict[str, list]:
-    """`decode` for `datasets.map`, which caches the result on disk by a fingerprint of data, code and arguments."""
-    decoded = [decode(cell, index, mode, size) for cell, index in zip(cells, indices)]
-    return {"pixels": [pixels.tobytes() for pixels, _ in decoded], "size": [list(original) for _, original in decoded]}
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -190,6 +156,32 @@ class Images:
             yield scale(self.images[indices].to(self.device)), labels
 
 
+class DiskImages:
+    """The same for a set that stays in its file of decoded pixels: the same `len` and `batches` as `Images`."""
+
+    def __init__(self, rows: datasets.Dataset, labels: Tensor | None, shape: ImageShape):
+        self.rows, self.labels, self.shape, self.device = rows, labels, shape, torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> "DiskImages":
+        self.device = device
+        return self
+
+    def batches(self, index_batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for indices in index_batches:
+            pixels = to_tensor(self.rows[indices.tolist()]["pixels"], self.shape)
+            labels = None if self.labels is None else self.labels[indices].to(self.device)
+            yield scale(pixels.to(self.device)), labels
+
+
+def to_tensor(pixels: list[bytes], shape: ImageShape) -> Tensor:
+    """`[N, C, H, W]` uint8 out of the bytes of N images."""
+    array = np.frombuffer(bytearray(b"".join(pixels)), np.uint8)
+    return torch.from_numpy(array.reshape(-1, shape.channels, shape.size, shape.size))
+
+
 def scale(pixels: Tensor) -> Tensor:
     """uint8 0 ... 255 -> float32 -1 ... 1, the range in which x_T ~ N(0, I) has about the scale of the data."""
     return pixels.float() / 127.5 - 1
@@ -200,88 +192,66 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def decode_split(dataset: datasets.Dataset, options: DataOptions, shape: ImageShape, what: str) -> Images:
-    """A split as one tensor. ConfigError: it is empty, has a corrupt image, or images of several sizes."""
-    image_column, label_column = choose_columns(dataset, options, shape)
-    channels, size = shape.channels, shape.size
+def choose_paper(dataset: datasets.Dataset, image_column: str) -> int | None:
+    """The brightness of the paper that the transparent images of a set are put on: the one on which ink is seen.
+
+    By `LOOKED_AT` images, evenly spread. None where all of those are opaque.
+    """
+    inks = []
+    for row in np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).astype(int).tolist():
+        try:
+            inks.append(ink_of(open_image(dataset[row][image_column])))
+        except Exception:  # decoding all of them, later, names the ones that cannot be decoded
+            continue
+    inks = [ink for ink in inks if ink is not None]
+    return paper_for(sum(inks) / len(inks)) if inks else None
+
+
+def decode_split(
+    dataset: datasets.Dataset, options: DataOptions, shape: ImageShape, paper: int | None, what: str
+) -> datasets.Dataset:
+    """The decoded pixels of a split, a row `pixels` of bytes for each image, in the cache on the disk.
+
+    Raises:
+        ConfigError: the split is empty, has images that cannot be decoded, or of several sizes or shapes.
+    """
     if len(dataset) == 0:
         raise ConfigError(f"--dataset_name: the {what} split is empty")
-    rows = dataset.cast_column(image_column, datasets.Image(decode=False)).map(
-        partial(decode_rows, mode="L" if channels == 1 else "RGB", size=size),
+    column = image_column_of(dataset, options)
+    rows = undecoded(dataset, column).map(
+        partial(
+            decode_rows,
+            version=VERSION,
+            channels=shape.channels,
+            size=shape.size,
+            center_crop=options.center_crop,
+            paper=paper,
+        ),
         with_indices=True,
         batched=True,
-        input_columns=[image_column],
-        remove_columns=[name for name in dataset.column_names if name != label_column],
+        input_columns=[column],
+        remove_columns=[column],
         features=datasets.Features(
-            {
-                "pixels": datasets.Value("binary"),
-                "size": datasets.List(datasets.Value("int32")),
-                **({label_column: dataset.features[label_column]} if label_column else {}),
-            }
+            {"pixels": datasets.Value("binary"), "shape": datasets.List(datasets.Value("int32"))}
         ),
+        num_proc=options.dataloader_num_workers or None,
         desc=f"decoding the {what} images (once)",
     )
-    sizes = np.unique(np.array(rows["size"]), axis=0)
-    if len(sizes) > 1:
+    shapes = np.unique(np.array(rows["shape"]), axis=0)
+    several = len(shapes) > 1
+    if not options.center_crop and (several or shapes[0][0] != shapes[0][1]):
+        first, last = ("x".join(map(str, s)) for s in (shapes[0], shapes[-1]))
+        found = f"images of {len(shapes)} sizes, such as {first} and {last}" if several else f"images of {first}"
         raise ConfigError(
-            f"--dataset_name: images of {len(sizes)} sizes, such as {'x'.join(map(str, sizes[0]))} and"
-            f" {'x'.join(map(str, sizes[-1]))}; bring them to one size first, cropped as you want them"
+            f"--dataset_name: {found}, which are not resized to {shape.size}x{shape.size} unasked; --center_crop takes "
+            "the square in the middle of each (--resolution sets another size)"
         )
-    pixels = np.frombuffer(bytearray(b"".join(rows["pixels"])), np.uint8).reshape(-1, channels, size, size)
-    return Images(torch.from_numpy(pixels), read_labels(rows, label_column, shape))
+    return rows
 
 
-def read_labels(dataset: datasets.Dataset, label_column: str | None, shape: ImageShape) -> Tensor | None:
-    """`[N]` int64. ConfigError: some are no class numbers, or a conditional U-Net has no embedding for some."""
-    if label_column is None:
-        return None
-    try:
-        labels = torch.tensor(np.array(dataset[label_column], dtype=np.int64))
-    except (ValueError, TypeError):
-        raise ConfigError(f"--label_column {label_column}: not whole numbers; name the column of classes") from None
-    classes = shape.num_classes
-    if classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ConfigError(
-            f"--label_column {label_column}: labels from {int(labels.min())} to {int(labels.max())}, but "
-            f"the U-Net has the classes 0 to {classes - 1}; raise unet.num_class_embeds"
-        )
-    return labels
-
-
-# ---- a set that does not fit ---------------------------------------------------------------------------------------
-
-
-class StreamedImages(torch.utils.data.Dataset):
-    """A split that stays in its files; the same `len` and `batches` as `Images`, decoded by DataLoader workers."""
-
-    def __init__(self, dataset: datasets.Dataset, options: DataOptions, shape: ImageShape):
-        image_column, label_column = choose_columns(dataset, options, shape)
-        self.cells = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns(image_column)
-        self.image_column, self.labels = image_column, read_labels(dataset, label_column, shape)
-        self.mode, self.size = "L" if shape.channels == 1 else "RGB", shape.size
-        self.num_workers = options.dataloader_num_workers
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | int]:
-        pixels, _ = decode(self.cells[index][self.image_column], index, self.mode, self.size)
-        return torch.from_numpy(pixels.copy()), 0 if self.labels is None else self.labels[index]
-
-    def to(self, device: torch.device) -> "StreamedImages":
-        self.device = device
-        return self
-
-    def batches(self, index_batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        loader = torch.utils.data.DataLoader(
-            self,
-            batch_sampler=(indices.tolist() for indices in index_batches),
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for pixels, labels in loader:
-            pixels, labels = (x.to(self.device, non_blocking=True) for x in (pixels, labels))  # pinned by the loader
-            yield scale(pixels), None if self.labels is None else labels
+def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The image column alone, as the files in it."""
+    return dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
 
 
 # ---- what a run trains and validates on ----------------------------------------------------------------------------
@@ -292,20 +262,28 @@ class Data:
     """`train`: endless batches through `index_batches`; `test`: held-out images; `fingerprint`: what was read."""
 
     name: str
-    train: Images | StreamedImages
+    train: Images | DiskImages
     test: Images
     fingerprint: str
+    local: bool = False  # read from this machine's disk: its name means nothing elsewhere
 
 
-def load_data(options: DataOptions, shape: ImageShape, num_held_out: int | None = None, warn=print) -> Data:
+def load_data(
+    options: DataOptions,
+    shape: ImageShape,
+    num_held_out: int | None = None,
+    warn=print,
+    with_labels: bool | None = None,
+) -> Data:
     """Everything that a run reads: the train split, and held-out images from the test (or validation) split.
 
     Where there is neither, the last twentieth of the train split, but at least one image, is held out of the training.
+    Labels are read only where they are needed: for the classes in `shape`, or `with_labels`.
 
     Raises:
-        ConfigError: see `load`, `choose_columns` and `decode_split`.
+        ConfigError: the data cannot be found, read or used; the message says why, and what to do.
     """
-    name, splits = load(options, warn)
+    name, splits, local = load_splits(options.dataset_name, options.dataset_config_name, options.cache_dir, warn)
     train = splits["train"]
     held_out = next((splits[s] for s in ("test", "validation") if s in splits and len(splits[s])), None)
     if held_out is None:
@@ -314,24 +292,41 @@ def load_data(options: DataOptions, shape: ImageShape, num_held_out: int | None 
         cut = len(train) - max(1, len(train) // 20)
         train, held_out = train.select(range(cut)), train.select(range(cut, len(train)))
     held_out = held_out.select(range(min(len(held_out), num_held_out or len(held_out))))
+    if len(train) == 0:
+        raise ConfigError(f"--dataset_name {name}: the train split is empty")
 
+    column = image_column_of(train, options)
+    paper = choose_paper(undecoded(train, column), column)
+    if paper is not None:
+        warn(f"{name}: transparent images are put on {'white' if paper else 'black'} paper.")
+    if with_labels is None:
+        with_labels = shape.num_classes is not None
+    label_columns = [label_column_of(split, options) for split in (train, held_out)]
+    labels = [
+        read_labels(split, label_column, shape.num_classes, what) if with_labels else None
+        for split, label_column, what in zip((train, held_out), label_columns, ("train", "held-out"))
+    ]
+    rows = [decode_split(split, options, shape, paper, what) for split, what in ((train, "train"), (held_out, "test"))]
     gigabytes = len(train) * shape.channels * shape.size**2 / 1e9
     if gigabytes > options.max_resident_gb:
-        warn(f"{name}: {gigabytes:.1f} GB of pixels, over --max_resident_gb {options.max_resident_gb}: streamed")
-        images = StreamedImages(train, options, shape)
+        warn(
+            f"{name}: {gigabytes:.1f} GB of pixels, over --max_resident_gb {options.max_resident_gb}: left on the disk"
+        )
+        images = DiskImages(rows[0], labels[0], shape)
     else:
-        images = decode_split(train, options, shape, "train")
-    return Data(name, images, decode_split(held_out, options, shape, "test"), fingerprint(images))
+        images = Images(to_tensor(rows[0]["pixels"][:], shape), labels[0])
+    test = Images(to_tensor(rows[1]["pixels"][:], shape), labels[1])
+    return Data(name, images, test, fingerprint(rows[0], labels[0]), local)
 
 
-def fingerprint(images: Images | StreamedImages) -> str:
-    """A short text that differs when the training images or their labels do: a run goes on only with the same."""
-    if isinstance(images, StreamedImages):
-        return f"{len(images)} images, {images.cells._fingerprint}"
-    digest = hashlib.sha256(images.images.numpy())
-    if images.labels is not None:
-        digest.update(images.labels.numpy())
-    return f"{len(images)} images, {digest.hexdigest()[:16]}"
+def fingerprint(rows: datasets.Dataset, labels: Tensor | None) -> str:
+    """A short text that differs when the pixels or the labels that are trained on do, wherever they are kept."""
+    digest = hashlib.sha256()
+    for batch in rows.select_columns("pixels").iter(1000):
+        digest.update(b"".join(batch["pixels"]))
+    if labels is not None:
+        digest.update(labels.numpy())
+    return f"{len(rows)} images, {digest.hexdigest()[:16]}"
 
 
 def index_batches(

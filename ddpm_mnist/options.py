@@ -8,7 +8,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
@@ -225,6 +225,20 @@ def nearest(key: str, known: list[str]) -> str:
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an error's text, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def cause_of(error: BaseException) -> str:
+    """The text of the innermost error that says something: libraries wrap the cause in errors that hide it."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    return first_line(next((e for e in reversed(chain) if str(e).strip()), error))
+
+
+def shorten(names: Iterable, limit: int = 8) -> str:
+    """The first few of `names`, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def run_script(main: Callable[[list[str]], int]) -> int:

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 # The position of a purpose in this tuple is part of every result: only append.
-PURPOSES = ("epoch", "training noise", "held-out noise", "sample", "dropout", "label dropout", "bound", "subset")
+PURPOSES = (
+    "epoch",
+    "training noise",
+    "held-out noise",
+    "sample",
+    "dropout",
+    "label dropout",
+    "bound",
+    "subset",
+    "flip",
+)
 
 
 def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -65,3 +75,10 @@ def drop_labels(
     generator = seeded_generator(seed, "label dropout", number, labels.device)
     dropped = torch.rand(global_batch, generator=generator, device=labels.device) < probability
     return torch.where(dropped[rows], null_class_label, labels)
+
+
+def flip_images(images: Tensor, seed: int, number: int, global_batch: int, rows: slice) -> Tensor:
+    """The images `[B, C, H, W]` of these rows of global batch `number`, each mirrored with probability one half."""
+    generator = seeded_generator(seed, "flip", number, images.device)
+    flipped = torch.rand(global_batch, generator=generator, device=images.device) < 0.5
+    return torch.where(flipped[rows, None, None, None], images.flip(-1), images)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
-from ddpm_mnist import data
+from ddpm_mnist import data, decode, sources
 from ddpm_mnist.options import ConfigError
 from ddpm_mnist.training.config import TrainConfig, parse_args
 
@@ -18,6 +18,9 @@ from ddpm_mnist.training.config import TrainConfig, parse_args
 def config(dataset_name=None, **options) -> TrainConfig:
     args = [f"--{k}={v}" for k, v in options.items()] + ([f"--dataset_name={dataset_name}"] if dataset_name else [])
     return parse_args(["--config", str(ROOT / "configs/smoke.yaml"), *args])
+
+
+TEN = {"unet.num_class_embeds": 10}
 
 
 def load_data(config: TrainConfig, warn=print) -> data.Data:
@@ -34,7 +37,7 @@ def folder(tmp_path, rows: datasets.Dataset, test: datasets.Dataset | None = Non
 
 
 def test_images_are_those_of_the_files(dataset_dir):
-    loaded = load_data(config(dataset_dir))
+    loaded = load_data(config(dataset_dir, **TEN))
     original = datasets.load_dataset(dataset_dir, split="train")
     assert loaded.train.images.dtype == torch.uint8 and loaded.train.images.shape == (len(original), 1, 28, 28)
     for i in (0, 7, len(original) - 1):
@@ -53,7 +56,7 @@ def test_batches_are_scaled_to_minus_one_to_one():
 
 def test_decoded_once(dataset_dir, monkeypatch):
     load_data(config(dataset_dir))
-    monkeypatch.setattr(data.Image, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode, "decode", lambda *_, **__: pytest.fail("decoded again"))
     load_data(config(dataset_dir))
 
 
@@ -66,16 +69,16 @@ def test_channels_and_size_are_those_of_the_unet(tmp_path):
 
 def test_a_twentieth_is_held_out_where_there_is_no_test_split(tmp_path):
     name = folder(tmp_path, make_dataset([blob(i) for i in range(100)], list(range(10)) * 10))
-    loaded = load_data(config(name))
+    loaded = load_data(config(name, **TEN))
     assert (len(loaded.train), len(loaded.test)) == (95, 5)
     assert torch.equal(loaded.test.labels, torch.tensor([5, 6, 7, 8, 9]))
 
 
 def test_a_large_set_is_streamed_and_gives_the_same_batches(dataset_dir):
     said = []
-    resident = load_data(config(dataset_dir)).train.to(torch.device("cpu"))
-    streamed = load_data(config(dataset_dir, max_resident_gb=0.0), said.append).train.to(torch.device("cpu"))
-    assert isinstance(streamed, data.StreamedImages) and "streamed" in said[0]
+    resident = load_data(config(dataset_dir, **TEN)).train.to(torch.device("cpu"))
+    streamed = load_data(config(dataset_dir, max_resident_gb=0.0, **TEN), said.append).train.to(torch.device("cpu"))
+    assert isinstance(streamed, data.DiskImages) and "left on the disk" in said[0]
     batches = [
         itertools.islice(s.batches(data.index_batches(len(s), 0, 2, 16, 1, 0, 1)), 3) for s in (resident, streamed)
     ]
@@ -142,7 +145,7 @@ def test_without_network_a_named_dataset_is_not_replaced(tmp_path):
 
 
 def test_embedded_digits():
-    loaded = data.load_embedded()
+    loaded = sources.embedded_digits()
     assert (len(loaded["train"]), len(loaded["test"])) == (1500, 297)
     image = loaded["train"][0]["image"]
     assert image.size == (28, 28) and image.mode == "L" and np.array(image).max() > 200
@@ -199,5 +202,5 @@ def test_a_conditional_unet_needs_labels_in_range(tmp_path):
     (tmp_path / "b").mkdir()
     bare = folder(tmp_path / "b", rows.remove_columns("label"))
     assert load_data(config(bare)).train.labels is None
-    with pytest.raises(ConfigError, match="--label_column: unet.num_class_embeds needs labels"):
+    with pytest.raises(ConfigError, match="--label_column: classes need labels"):
         load_data(config(bare, **{"unet.num_class_embeds": 10}))

@@ -69,6 +69,10 @@ class OptimizationOptions:
     num_train_epochs: int | None = opt(
         None, "Length of the run in passes over the images, instead of max_train_steps.", at_least=1
     )
+    resolution: int | None = opt(
+        None, "Height and width of the images. Default: unet.sample_size, which it sets.", at_least=1
+    )
+    random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.", fixed_on_resume=True)
     optimizer: Literal["adamw", "muon"] = opt(
         "muon", "muon: Muon for hidden weights, AdamW for the rest.", fixed_on_resume=True
     )
@@ -221,6 +225,12 @@ def parse_args(arguments: list[str]) -> TrainConfig:
         if not isinstance(given_keys, dict):
             raise ConfigError(f"--config {file}: {section} must hold `key: value` lines")
         getattr(config, section).update({key: number_if_number(value) for key, value in given_keys.items()})
+    if config.resolution is not None:
+        if config.unet["sample_size"] != config.resolution and "sample_size" in sections["unet"]:
+            raise ConfigError(
+                f"--resolution {config.resolution}: unet.sample_size is {config.unet['sample_size']}; give one of them"
+            )
+        config.unet["sample_size"] = config.resolution
     check_class_dropout(config)
     return config
 

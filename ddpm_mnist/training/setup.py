@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data import Data, index_batches, load_data
 from ..hub.push import check_repo_id, read_token
 from ..options import ConfigError
-from ..randomness import draw_noise_and_timesteps, drop_labels, seed_dropout
+from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
@@ -114,6 +114,8 @@ class Run:
             elif config.null_class_label is not None:
                 null, probability = config.null_class_label, config.class_dropout_prob
                 labels = drop_labels(labels, config.seed, self.step, self.global_batch, rows, probability, null)
+            if config.random_flip:
+                images = flip_images(images, config.seed, self.step, self.global_batch, rows)
             yield images, labels, all_timesteps[rows], all_noise[rows]
 
     def add_loss(self, loss: Tensor) -> None:

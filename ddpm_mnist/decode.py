@@ -1,0 +1,118 @@
+"""One stored image to the pixels that a viewer would show.
+
+`datasets` decodes the file (format, orientation, first frame of an animation). What it leaves to its user is done here:
+transparency, depth, colour, and the size. Decoded pixels are cached on disk under a key that holds `VERSION`.
+"""
+
+import hashlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL
+from PIL import Image
+
+from .options import ConfigError, first_line
+
+# Changes with this file and with Pillow, so that a cache of another decoder is not read.
+VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] + PIL.__version__
+SHOWN = 3  # problems in one message
+
+
+class UnusableImage(ValueError):
+    """An image whose pixels cannot be told; the message says why and what to do."""
+
+
+def open_image(cell: dict | bytes | None) -> Image.Image:
+    """The image in an undecoded cell of `datasets`, loaded and turned upright; raises whatever the decoder does."""
+    if cell is None:
+        raise UnusableImage("the cell is empty")
+    cell = {"bytes": cell, "path": None} if isinstance(cell, bytes) else cell
+    image = datasets.Image().decode_example(cell)
+    image.load()
+    return image
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Mode L, RGB, LA or RGBA, by what the mode means. Raises UnusableImage for pixels without a known range."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        bits = image.tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16
+        return Image.fromarray((np.asarray(image).astype(np.float64) * (255 / (2**bits - 1))).round().astype(np.uint8))
+    if mode in ("I", "F"):
+        pixels = np.asarray(image)
+        top = 255 if mode == "I" else 1  # what such pixels mean where they have a range at all
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= top):
+            raise UnusableImage(
+                f"mode {mode} with values from {pixels.min():.4g} to {pixels.max():.4g}, of which none is known to be "
+                "white; save it with 8 or 16 bits"
+            )
+        return Image.fromarray((pixels * (255 / top)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        return image.convert("LA" if mode in ("LA", "La") else "RGBA")
+    return image if mode in ("L", "RGB") else image.convert("L" if mode == "1" else "RGB")
+
+
+def ink_of(image: Image.Image) -> float | None:
+    """The mean brightness of what is not transparent, 0 to 255; None for an opaque or an empty image."""
+    image = to_eight_bits(image)
+    if image.mode not in ("LA", "RGBA"):
+        return None
+    alpha = np.asarray(image.getchannel("A"), dtype=np.float64)
+    grey = np.asarray(image.convert("RGBA").convert("RGB").convert("L"), dtype=np.float64)
+    return float((grey * alpha).sum() / alpha.sum()) if alpha.any() else None
+
+
+def paper_for(ink: float) -> int:
+    """Black paper for bright ink, white for dark."""
+    return 0 if ink >= 128 else 255
+
+
+def flatten(image: Image.Image, paper: int | None) -> Image.Image:
+    """A transparent image on paper of that brightness; None: of the one on which its own ink is seen."""
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    if paper is None:
+        ink = ink_of(image)
+        paper = 255 if ink is None else paper_for(ink)
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (paper, paper, paper, 255)), image).convert("RGB")
+
+
+def crop_to_square(image: Image.Image) -> Image.Image:
+    """The middle of the image, as wide as its shorter side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def decode(cell, channels: int, size: int, center_crop: bool, paper: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """One cell -> pixels `[channels, size, size]` uint8, and the (width, height) before they were resized."""
+    image = flatten(to_eight_bits(open_image(cell)), paper)
+    if center_crop:
+        image = crop_to_square(image)
+    shape = image.size
+    image = image.convert("L" if channels == 1 else "RGB")
+    if shape != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1), shape
+
+
+def decode_rows(cells: list, indices: list[int], version: str, **how) -> dict[str, list]:
+    """`decode` for `datasets.map`. `version` is part of the cache's key.
+
+    Raises:
+        ConfigError: some cannot be used; the message names them.
+    """
+    decoded, problems = [], []
+    for cell, index in zip(cells, indices):
+        try:
+            decoded.append(decode(cell, **how))
+        except Exception as error:  # whatever a decoder raises on whatever a file holds
+            path = cell.get("path") if isinstance(cell, dict) else None
+            name = f"image {index}" + (f" ({path})" if path else "")
+            problems.append(f"{name} cannot be decoded ({first_line(error, 160)})")
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ConfigError(f"--dataset_name: {'; '.join(problems[:SHOWN])}{more}; remove or replace them")
+    return {"pixels": [pixels.tobytes() for pixels, _ in decoded], "shape": [list(shape) for _, shape in decoded]}
