@@ -10,7 +10,7 @@ needed: the features are those of a small classifier, trained on the same data. 
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,17 @@ from ddpm_mnist.evaluation.classifier import get_classifier
 from ddpm_mnist.evaluation.metrics import frechet_distance
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, inception_features, neighbours_picture
 from ddpm_mnist.hub.export import weights_sha256
-from ddpm_mnist.options import ConfigError, no_such_option, opt, options_of, peek, read_options, read_yaml, run_script
+from ddpm_mnist.options import (
+    ConfigError,
+    no_such_option,
+    opt,
+    options_of,
+    peek,
+    read_options,
+    read_yaml,
+    run_script,
+    writable_problem,
+)
 from ddpm_mnist.sampling import Model, SampleOptions, labels_for, load_model, sample_steps
 
 
@@ -81,6 +91,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     if config.output_dir is None and not local:
         raise ConfigError(f"--output_dir: missing; {config.model} is no folder, so say where the results shall go")
     output_dir = Path(config.output_dir or config.model)
+    if problem := writable_problem(output_dir):
+        raise ConfigError(f"--output_dir {output_dir}: {problem}")
 
     started = time.perf_counter()
     model = load_model(config.model)
@@ -123,12 +135,12 @@ def evaluate(config: EvaluateConfig) -> dict:
         "classifier_accuracy": read_right,
         "bound": bound,
         "minutes": (time.perf_counter() - started) / 60,
-        "config": asdict(config),
+        "config": {o.name: getattr(config, o.name) for o in options_of(EvaluateConfig) if not o.metadata["path"]},
     }
     table = "\n".join(["| | model | real images | better |", "| --- | --- | --- | --- |", *(f.row() for f in figures)])
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-    (output_dir / "evaluation.md").write_text(f"{table}\n\n*{protocol}.*\n")
+    (output_dir / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (output_dir / "evaluation.md").write_text(f"{table}\n\n*{protocol}.*\n", encoding="utf-8")
     neighbours_picture(samples, data.train).save(output_dir / "evaluation_neighbours.png")
     if bound is not None:
         bound_picture(bound["terms"], output_dir / "evaluation_bound.png")
@@ -156,7 +168,7 @@ def main(arguments: list[str]) -> int:
     config = parse_args(arguments)
     results = evaluate(config)
     folder = Path(config.output_dir or config.model)
-    print((folder / "evaluation.md").read_text())
+    print((folder / "evaluation.md").read_text(encoding="utf-8"))
     print(f"Wrote {folder / 'evaluation.json'} after {results['minutes']:.1f} minutes.")
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ddpm_mnist.options import ConfigError, no_such_option, opt, read_options, run_script
+from ddpm_mnist.options import ConfigError, no_such_option, opt, read_options, run_script, writable_problem
 from ddpm_mnist.sampling import SampleOptions, grid, labels_for, load_model, sample_steps, to_pil
 
 
@@ -35,6 +35,8 @@ def generate(config: GenerateConfig) -> list[Path]:
     singles, trajectory_path = output.with_suffix(""), output.with_name(f"{output.stem}_trajectory.png")
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {output}: must end in .png")
+    if problem := writable_problem(output.parent):
+        raise ConfigError(f"--output {output}: {problem}")
     if not config.overwrite and (output.exists() or singles.exists()):
         raise ConfigError(f"--output {output}: it, or the folder {singles}, is there already; give --overwrite")
 

@@ -28,34 +28,34 @@ def train(config: TrainConfig) -> int:
     Raises:
         ConfigError: the data, the output folder or a checkpoint are not what the config says.
     """
-    run = prepare(config)  # devices, data, models, optimizer, checkpoint; refuses what cannot work, writes nothing
-    run.begin()  # from here on there are files
-    accelerator, unet, scheduler, optimizer = run.accelerator, run.unet, run.scheduler, run.optimizer
+    with prepare(config) as run:  # devices, data, models, checkpoint; refuses what cannot work, and writes nothing
+        run.begin()  # from here on there are files
+        accelerator, unet, scheduler, optimizer = run.accelerator, run.unet, run.scheduler, run.optimizer
 
-    while run.step < run.num_steps and not run.stop.requested():  # 1: repeat
-        for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: x_0 ~ q(x_0), t ~ Uniform, epsilon ~ N(0, I)
-            with accelerator.accumulate(unet):
-                error = squared_error(unet, scheduler, images, noise, timesteps, labels)
-                weights = loss_weights(scheduler, timesteps, config.snr_gamma)  # all 1, unless asked for
-                loss = (weights * error).mean()  # L_simple, eq. 14
-                accelerator.backward(loss)  # 5: take a gradient descent step
-                if accelerator.sync_gradients:  # after the last micro-batch
-                    finite = clip_gradients(accelerator, unet, optimizer, config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            run.add_loss(loss)
-        run.end_update(finite)  # learning rate, averaged weights, step + 1
+        while run.step < run.num_steps and not run.stop.requested():  # 1: repeat
+            for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: draw x_0, t and epsilon ~ N(0, I)
+                with accelerator.accumulate(unet):
+                    error = squared_error(unet, scheduler, images, noise, timesteps, labels)
+                    weights = loss_weights(scheduler, timesteps, config.snr_gamma)  # all 1, unless asked for
+                    loss = (weights * error).mean()  # L_simple, eq. 14
+                    accelerator.backward(loss)  # 5: take a gradient descent step
+                    if accelerator.sync_gradients:  # after the last micro-batch
+                        finite = clip_gradients(accelerator, unet, optimizer, config.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                run.add_loss(loss)
+            run.end_update(finite)  # learning rate, averaged weights, step + 1
 
-        if run.due(config.logging_steps):
-            run.write_log()
-        if run.due(config.validation_steps):
-            validate(run)
-        if run.due(config.checkpointing_steps):
-            run.save()
+            if run.due(config.logging_steps):
+                run.write_log()
+            if run.due(config.validation_steps):
+                validate(run)
+            if run.due(config.checkpointing_steps):
+                run.save()
 
-    if run.step == run.num_steps:  # 6: until converged
-        export(run)
-    return run.finish()
+        if run.step == run.num_steps:  # 6: until converged
+            export(run)
+        return run.finish()
 
 
 def main(arguments: list[str]) -> int:

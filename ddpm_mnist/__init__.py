@@ -2,7 +2,7 @@
 
 import importlib
 
-__all__ = ["DDPMScheduler", "UNet2DModel"]
+__all__ = ["DDPMScheduler", "UNet2DModel"]  # noqa: F822
 _HOMES = {"DDPMScheduler": ".scheduler", "UNet2DModel": ".unet"}
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -261,7 +262,7 @@ def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
 class Data:
     """`train`: endless batches through `index_batches`; `test`: held-out images; `fingerprint`: what was read."""
 
-    name: str
+    name: str  # the Hub id, or the name of the local folder without its path
     train: Images | DiskImages
     test: Images
     fingerprint: str
@@ -316,7 +317,8 @@ def load_data(
     else:
         images = Images(to_tensor(rows[0]["pixels"][:], shape), labels[0])
     test = Images(to_tensor(rows[1]["pixels"][:], shape), labels[1])
-    return Data(name, images, test, fingerprint(rows[0], labels[0]), local)
+    shown = Path(name).resolve().name if local else name  # a path is nobody else's business
+    return Data(shown, images, test, fingerprint(rows[0], labels[0]), local)
 
 
 def fingerprint(rows: datasets.Dataset, labels: Tensor | None) -> str:

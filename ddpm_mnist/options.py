@@ -235,6 +235,16 @@ def cause_of(error: BaseException) -> str:
     return first_line(next((e for e in reversed(chain) if str(e).strip()), error))
 
 
+def writable_problem(folder: Path) -> str | None:
+    """Why files cannot be written into a folder, which may be yet to be made; None where they can."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        return f"{existing} is a file; name a folder"
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return f"{existing} cannot be written; name another, or change its permissions"
+    return None
+
+
 def shorten(names: Iterable, limit: int = 8) -> str:
     """The first few of `names`, and how many more there are."""
     names = [str(name) for name in names]
@@ -247,14 +257,20 @@ def run_script(main: Callable[[list[str]], int]) -> int:
     A ConfigError is one line on stderr and 2, or a traceback under `--debug`.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a locale that lacks a character must not end a run
     try:
         return main(arguments)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         if "--debug" in sys.argv:
             raise
+        text = str(error) if isinstance(error, ConfigError) else f"{cause_of(error)}; --debug shows where"
         if os.environ.get("RANK", "0") == "0":  # all processes of a run hit the same error; one says it
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 def default_of(option: Field) -> Any:

@@ -10,7 +10,11 @@ noise with and without a label, and the difference of the two, taken larger, lea
 """
 
 import inspect
+import json
+import operator
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -48,6 +52,22 @@ def count_classes(num_class_embeds: int | None, null_class_label: int | None) ->
     return num_class_embeds if null_class_label is None else num_class_embeds - 1
 
 
+def with_timesteps(scheduler, num_inference_steps: int, device):
+    """The scheduler with its timesteps set; a copy with other spacing where "leading" would not start at the noise.
+
+    "leading" takes every (T // steps)-th timestep from 0 on: 501 steps of 1,000 end at t = 500, where 28% of the image
+    is left, but sampling starts from pure noise.
+    """
+    T = scheduler.config.num_train_timesteps
+    if scheduler.config.get("timestep_spacing") == "leading" and T % num_inference_steps:
+        spacing = "linspace" if hasattr(scheduler, "sigmas") else "trailing"
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if scheduler.config.get("timestep_spacing") == "trailing":  # rounding makes one too many of some numbers
+        scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
+    return scheduler
+
+
 @torch.no_grad()
 def denoise(
     unet,
@@ -70,7 +90,7 @@ def denoise(
     Yields:
         x_{t-1}, and the x_0 that x_t points to where the scheduler gives it (x_{t-1} otherwise); the last is x_0.
     """
-    scheduler.set_timesteps(num_inference_steps, device=sample.device)
+    scheduler = with_timesteps(scheduler, num_inference_steps, sample.device)
     sample = sample * scheduler.init_noise_sigma  # x_T, line 1
     arguments = step_arguments(scheduler, generator)
     for t in scheduler.timesteps:  # line 2
@@ -79,6 +99,18 @@ def denoise(
         step = scheduler.step(model_output.to(sample.dtype), t, sample, **arguments)
         sample = step.prev_sample  # lines 3 and 4
         yield sample, step.get("pred_original_sample", sample)
+
+
+def whole_numbers(values) -> list[int]:
+    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. ValueError: something else is there."""
+    try:
+        return [operator.index(values)]
+    except TypeError:
+        pass
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise ValueError(f"class_labels: {values!r}; give whole numbers") from None
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
@@ -90,6 +122,16 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(null_class_label=null_class_label)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As in diffusers, and this file with it, which `model_index.json` names, so that the folder loads again."""
+        super().save_pretrained(save_directory, **kwargs)
+        target = Path(save_directory) / "pipeline.py"
+        if Path(__file__).resolve() != target.resolve():
+            shutil.copyfile(__file__, target)
+        index = Path(save_directory) / "model_index.json"
+        settings = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": ["pipeline", type(self).__name__]}
+        index.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @torch.no_grad()
     def __call__(
@@ -104,17 +146,17 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         """One image for each label.
 
         Args:
-            class_labels: which classes; a number, or a list of them.
+            class_labels: which classes; a whole number, or a list, array or tensor of them.
             guidance_scale: 1 for none; more makes the images plainer and more alike.
             generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
 
         Raises:
             ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
         """
-        labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
+        labels = whole_numbers(class_labels)
         null = self.config.null_class_label
         classes = count_classes(self.unet.config.num_class_embeds, null)
-        wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < classes]
+        wrong = [label for label in labels if not 0 <= label < classes]
         if wrong or not labels:
             raise ValueError(f"class_labels: {wrong or 'none given'}; the model has the classes 0 to {classes - 1}")
         if null is None and guidance_scale != 1:

@@ -5,6 +5,7 @@ stranger's pipeline and this repo draw the same. Here is what surrounds it: a ra
 batches, the samplers, and reading a model.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .client import go_offline, hub_status
 from .data import to_uint8
-from .options import ConfigError, opt
+from .options import ConfigError, first_line, opt
 from .pipeline import count_classes, denoise
 from .randomness import seeded_generator
 from .scheduler import DDPMScheduler
@@ -33,7 +34,7 @@ DEFAULT_STEPS = {"ddpm": 1000, "ddim": 50, "dpmsolver": 20}
 class SampleOptions:
     """Samples"""
 
-    model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id.", path=True)
+    model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id; or a checkpoint folder.", path=True)
     num_images: int = opt(16, "How many.", at_least=1)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1)
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
@@ -78,24 +79,62 @@ class Model:
         return SAMPLERS[name].from_config(self.scheduler.config), steps
 
 
-def load_model(name: str) -> Model:
-    """Read a pipeline from a folder or the Hub, to a GPU where there is one. ConfigError: it cannot be read."""
-    option, local = f"--model {name}", Path(name)
-    if local.exists() and not (local / "model_index.json").is_file():
-        raise ConfigError(f"{option}: holds no model_index.json; name the output_dir of a finished training run")
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder is a checkpoint of a training run."""
+    return (Path(name) / "state.pt").is_file() and (Path(name) / "unet").is_dir()
+
+
+def load_unet(name: str, option: str = "--model") -> UNet2DModel:
+    """The U-Net of a pipeline (folder or Hub id), or of a checkpoint folder, whose averaged weights are preferred.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be read.
+    """
+    local = Path(name)
+    if is_checkpoint(name):
+        subfolder = "unet_ema" if (local / "unet_ema").is_dir() else "unet"
+    elif local.exists() and not (local / "model_index.json").is_file():
+        raise ConfigError(
+            f"{option} {name}: holds no model_index.json; name the output_dir of a finished training run, or a "
+            "checkpoint folder in it"
+        )
+    else:
+        subfolder = "unet"
     if not local.exists():
         status = hub_status(name, "model")
         if status == "missing":
-            raise ConfigError(f"{option}: neither a folder nor on the Hub; check the name, or `hf auth login`")
+            raise ConfigError(f"{option} {name}: neither a folder nor on the Hub; check the name, or `hf auth login`")
         if status == "unreachable":
             go_offline()
     try:
-        unet = UNet2DModel.from_pretrained(name, subfolder="unet", use_safetensors=True)
+        return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+    except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
+        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+
+
+def load_model(name: str) -> Model:
+    """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator where there is one.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    unet = load_unet(name).to(device()).eval()
+    try:
+        if is_checkpoint(name):
+            run = torch.load(Path(name) / "state.pt", map_location="cpu", weights_only=True)["run"]
+            null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
+            return Model(unet, DDPMScheduler(**run["scheduler"]), null)
         scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-        null_class_label = DiffusionPipeline.load_config(name).get("null_class_label")
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ConfigError(f"{option}: cannot be loaded ({' '.join(str(e).split())[:200]})") from None
-    return Model(unet.to("cuda" if torch.cuda.is_available() else "cpu").eval(), scheduler, null_class_label)
+        return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
+    except Exception as error:
+        raise ConfigError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
+
+
+def device() -> torch.device:
+    """Where training runs too: the accelerator of this machine (CUDA, MPS ...) unless ACCELERATE_USE_CPU says no."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes") or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator()
 
 
 # ---- the images ----------------------------------------------------------------------------------------------------

@@ -39,11 +39,13 @@ PUSH_ALONE = """
 import sys
 from pathlib import Path
 from ddpm_mnist.options import run_script
-from ddpm_mnist.hub.push import check_repo_id, files_to_push, push, read_token
+from huggingface_hub import HfApi
+from ddpm_mnist.hub.push import check_repo_id, files_to_push, make_repo, read_token, upload
 
 def main(arguments):
     check_repo_id("REPO")
-    print(push(Path("MODEL"), "REPO", read_token(None), files=files_to_push(Path("MODEL"), False, False)))
+    api, model = HfApi(token=read_token(None)), Path("MODEL")
+    print(upload(api, model, make_repo(api, "REPO", False, None), files_to_push(model, False, False)))
     return 0
 
 sys.exit(run_script(main))

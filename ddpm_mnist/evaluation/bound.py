@@ -35,7 +35,7 @@ def decoder_nll(images: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
 
 def prior_kl(images: Tensor, scheduler: DDPMScheduler) -> Tensor:
     """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, `[B, C, H, W]`: what is left of the image when noising ends."""
-    alpha_prod = scheduler.alphas_cumprod[-1].double()
+    alpha_prod = scheduler.alphas_cumprod[-1].cpu().double()
     return 0.5 * (alpha_prod * images.double() ** 2 - alpha_prod - torch.log(1 - alpha_prod))
 
 
@@ -95,7 +95,8 @@ def variational_bound(
         model_output = unet(noisy_images, t, class_labels=labels).sample.float()
         alpha_prod = scheduler.alphas_cumprod.to(t.device)[t][:, None, None, None]
         prediction = scheduler.predict_original_sample(model_output, alpha_prod, noisy_images)
-        nats[part] = transition_nll(images, prediction, t, scheduler).mean(dim=(1, 2, 3)).cpu()
+        on_cpu = (x.cpu() for x in (images, prediction, t))  # in float64, which MPS lacks
+        nats[part] = transition_nll(*on_cpu, scheduler).mean(dim=(1, 2, 3))
 
     bits = nats * BITS
     by_timestep = bits.split(counts.tolist())

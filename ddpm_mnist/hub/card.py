@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from string import Template
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..options import ConfigError, first_line, read_yaml
 from .export import weights_sha256
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -15,11 +15,11 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 THREE_LINES = """from diffusers import DDPMPipeline
 
 pipe = DDPMPipeline.from_pretrained("{repo_id}")
-pipe(batch_size=4).images[0].save("digit.png")"""
+pipe(batch_size=4).images[0].save("{file}.png")"""
 THREE_LINES_CONDITIONAL = """from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
-pipe(class_labels=[7] * 4, guidance_scale=2.0).images[0].save("seven.png")"""
+pipe(class_labels=[{class_label}] * 4, guidance_scale=2.0).images[0].save("{file}.png")"""
 FASTER = """from diffusers import DPMSolverMultistepScheduler
 
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -29,13 +29,49 @@ pipe({arguments}, num_inference_steps=20)"""
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 
 
-def three_lines(repo_id: str, conditional: bool) -> str:
-    """How anyone generates from the model with stock diffusers."""
-    return (THREE_LINES_CONDITIONAL if conditional else THREE_LINES).format(repo_id=repo_id)
+def three_lines(repo_id: str, class_label: int | None, digits: bool) -> str:
+    """How anyone generates from the model with stock diffusers; `class_label` is None for an unconditional one."""
+    lines = THREE_LINES if class_label is None else THREE_LINES_CONDITIONAL
+    file = "image" if not digits else "digit" if class_label is None else "seven"
+    return lines.format(repo_id=repo_id, class_label=class_label, file=file)
+
+
+def class_to_show(unet: dict, digits: bool) -> int | None:
+    """The class in the examples: a seven of digits, or the first; None for an unconditional U-Net, by its config."""
+    if unet.get("num_class_embeds") is None:
+        return None
+    return 7 if digits else 0
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The mapping in a JSON file; empty where there is none. ConfigError: it holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no mapping")
+        return found
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({first_line(error)}); delete it, or make it again") from None
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl that are whole: a run that was killed may leave half a line."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            lines.append(found)
+    return lines
+
+
+def is_digits(dataset: str) -> bool:
+    """Whether a dataset is one of handwritten digits, by its name without the path."""
+    return dataset.split("/")[-1].lower() in ("mnist", "scikit-learn digits")
 
 
 def measured(model_dir: Path, dataset: str) -> list[EvalResult]:
@@ -63,8 +99,7 @@ def evaluation(model_dir: Path) -> dict:
 
 def loss_curve(model_dir: Path) -> bool:
     """Draw `loss_curve.png` from metrics.jsonl; False where there is nothing to draw."""
-    path = model_dir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_metrics(model_dir / "metrics.jsonl")
     if not any("loss" in line for line in lines):
         return False
     import matplotlib
@@ -89,11 +124,9 @@ def loss_curve(model_dir: Path) -> bool:
     return True
 
 
-def written_by_hand(path: Path) -> bool:
-    """Whether there is a card that is not, to the letter, one that `write_card` wrote."""
-    if not path.is_file():
-        return False
-    text, mark, digest = path.read_text().rpartition(MARK)
+def written_by_hand(card: str) -> bool:
+    """Whether the text of a card is not, to the letter, one that `write_card` wrote."""
+    text, mark, digest = card.replace("\r\n", "\n").rpartition(MARK)
     return not mark or digest != f"{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
@@ -105,18 +138,20 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     Raises:
         ValueError: the metadata breaks the Hub's rules.
     """
-    settings = yaml.safe_load((model_dir / "train_config.yaml").read_text())
+    settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
     run = read_json(model_dir / "train_results.json")
     dataset = run.get("dataset", "")
-    on_hub = dataset.count("/") == 1 and not dataset.startswith((".", "/", "~"))
+    on_hub = dataset.count("/") == 1 and not run.get("dataset_is_local", True)
+    dataset = dataset if on_hub else dataset.replace("\\", "/").rsplit("/", 1)[-1]
+    digits = is_digits(dataset)
     unet = read_json(model_dir / "unet" / "config.json")
     conditional = unet.get("num_class_embeds") is not None
-    results = measured(model_dir, dataset if on_hub else "mnist")
+    results = measured(model_dir, dataset or "unknown")
     data = ModelCardData(
         license=license,
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
-        tags=["ddpm", "diffusion", "mnist", *(["class-conditional"] if conditional else [])],
+        tags=["ddpm", "diffusion", *(["mnist"] if digits else []), *(["class-conditional"] if conditional else [])],
         datasets=[dataset] if on_hub else None,
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
@@ -151,7 +186,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     )
     memorised = "It was not tested for memorised training images."
     if (evaluated := evaluation(model_dir)) and (model_dir / "evaluation.md").is_file():
-        table_of_evaluation = (model_dir / "evaluation.md").read_text()
+        table_of_evaluation = (model_dir / "evaluation.md").read_text(encoding="utf-8")
         measurements = f"## Measured\n\n{table_of_evaluation}\nBy `python evaluate.py`, of these weights.\n"
         if "nearest_ratio" in evaluated["metrics"]:
             memorised = "Whether it memorised training images, the table above says by distances between pixels."
@@ -160,8 +195,12 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
         name=repo_id.split("/")[-1],
         own_file=", and one file of its own" if conditional else "",
         pictures=pictures,
-        three_lines=three_lines(repo_id, conditional),
-        faster=FASTER.format(arguments="class_labels=[7] * 16" if conditional else "batch_size=16"),
+        three_lines=three_lines(repo_id, class_to_show(unet, digits), digits),
+        faster=FASTER.format(
+            arguments=f"class_labels=[{class_to_show(unet, digits)}] * 16" if conditional else "batch_size=16"
+        ),
+        what="handwritten digits" if digits else "small images",
+        limits="Some samples are no digit that a person would read." if digits else "Some samples are not convincing.",
         training=table,
         curve=curve,
         measurements=measurements,
@@ -169,9 +208,9 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     )
     card = ModelCard(text, ignore_metadata_errors=False)
     path = model_dir / "README.md"
-    if written_by_hand(path):
+    if path.is_file() and written_by_hand(path.read_text(encoding="utf-8")):
         say(f"{path} was written or edited by hand: it goes as it is.")
         return ModelCard.load(path)
     text = str(card)
-    path.write_text(f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n")
+    path.write_text(f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n", encoding="utf-8")
     return card

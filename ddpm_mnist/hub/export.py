@@ -1,8 +1,6 @@
 """The finished model as a folder that anyone loads with stock diffusers."""
 
 import hashlib
-import json
-import shutil
 from pathlib import Path
 
 import diffusers
@@ -27,7 +25,7 @@ def export_pipeline(
 ) -> None:
     """Write `model_index.json`, `unet/` and `scheduler/` of a `diffusers.DDPMPipeline`.
 
-    A conditional U-Net gets a `ClassConditionalDDPMPipeline` instead, whose file `pipeline.py` is copied beside.
+    A conditional U-Net gets a `ClassConditionalDDPMPipeline` instead, and its file `pipeline.py`.
 
     The weights are loaded into the stock classes first, strictly by name and shape, so that the folder names nothing of
     this repo and is known to load with stock diffusers.
@@ -46,8 +44,3 @@ def export_pipeline(
         return
     conditional = pipeline.ClassConditionalDDPMPipeline(stock_unet, stock_scheduler, null_class_label)
     conditional.save_pretrained(output_dir, safe_serialization=True)
-    shutil.copy(pipeline.__file__, Path(output_dir) / "pipeline.py")
-    index = Path(output_dir) / "model_index.json"
-    # the file and the class in it, as diffusers writes it for a pipeline that is not its own
-    settings = json.loads(index.read_text()) | {"_class_name": ["pipeline", "ClassConditionalDDPMPipeline"]}
-    index.write_text(json.dumps(settings, indent=2) + "\n")

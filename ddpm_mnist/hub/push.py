@@ -1,15 +1,19 @@
 """Putting a trained model on the Hub: check that it works, list what goes, upload it in one commit."""
 
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from ..options import ConfigError
-from .card import three_lines, write_card
+import yaml
+
+from ..options import ConfigError, first_line, read_yaml
+from .card import class_to_show, is_digits, read_json, three_lines, write_card, written_by_hand
 
 MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "samples.png", "loss_curve.png")
+PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "evaluation.json", "evaluation_*.png")
 
 # Runs in a fresh process, where this repo is absent: does stock diffusers load the folder, and what does it draw?
@@ -36,8 +40,8 @@ def read_token(token_file: str | None) -> str:
 
     if token_file is not None:
         try:
-            token = Path(token_file).read_text().strip()
-        except (OSError, UnicodeDecodeError):
+            token = Path(token_file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
             raise ConfigError(f"--token_file {token_file}: cannot be read; name a file that holds the token") from None
     else:
         token = get_token()
@@ -46,12 +50,12 @@ def read_token(token_file: str | None) -> str:
     return token
 
 
-def check_repo_id(repo_id: str | None) -> None:
-    """ConfigError: it is missing, or no repo id."""
+def check_repo_id(repo_id: str | None, full: bool = False) -> None:
+    """ConfigError: it is missing, or no repo id; or, where it must be `full`, it lacks the user."""
     from huggingface_hub.utils import validate_repo_id
 
-    if not repo_id:
-        raise ConfigError("--hub_model_id: missing; write --hub_model_id USER/NAME")
+    if not repo_id or (full and "/" not in repo_id):
+        raise ConfigError(f"--hub_model_id{f' {repo_id}' if repo_id else ': missing'}; write --hub_model_id USER/NAME")
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
@@ -86,7 +90,9 @@ def validate_model(model_dir: Path) -> None:
         output = Path(folder) / "sample.npy"
         command = [sys.executable, "-c", STOCK_SAMPLE, str(model_dir.resolve()), str(int(conditional)), str(output)]
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_TOKEN")}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace"
+        )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"{option}: stock diffusers cannot load and run it ({last}); train or export it again")
@@ -94,8 +100,8 @@ def validate_model(model_dir: Path) -> None:
     try:
         unet = UNet2DModel.from_pretrained(model_dir, subfolder="unet", use_safetensors=True).eval()
         scheduler = DDPMScheduler.from_pretrained(model_dir, subfolder="scheduler")
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ConfigError(f"{option}: cannot be loaded ({' '.join(str(e).split())[:150]})") from None
+    except Exception as e:  # of diffusers, safetensors and the disk
+        raise ConfigError(f"{option}: cannot be loaded ({first_line(e)})") from None
     if conditional:
         index = ClassConditionalDDPMPipeline.load_config(model_dir)
         pipe = ClassConditionalDDPMPipeline(unet, scheduler, index.get("null_class_label"))
@@ -144,27 +150,25 @@ def explain(error: Exception, repo_id: str) -> ConfigError:
     return ConfigError(f"{option}: the Hub cannot be reached, or broke off; check the network and run this again")
 
 
-def push(
-    model_dir: Path,
-    repo_id: str,
-    token: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Upload DDPM",
-    files: list[Path],
-) -> str:
-    """Upload the files in one commit; returns the address of it, or of the newest one where nothing has changed.
+def published_config(model_dir: Path) -> bytes:
+    """`train_config.yaml` as it is published: without paths, which may hold the user's name."""
+    settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
+    local = read_json(model_dir / "train_results.json").get("dataset_is_local", True)
+    for key, value in settings.items():
+        is_path = isinstance(value, str) and (
+            value.startswith(("/", "~", ".", "\\")) or value[1:2] == ":" or key in ("output_dir", "cache_dir")
+        )
+        if is_path or (key == "dataset_name" and isinstance(value, str) and local):
+            settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    return yaml.safe_dump({**settings, "cache_dir": None}, sort_keys=False).encode()
 
-    Can be cut off anywhere and run again: what has been uploaded is kept by its hash, and the commit is all or nothing.
+
+def make_repo(api, repo_id: str, private: bool, revision: str | None) -> str:
+    """Create the repo, and the branch, unless they are there; returns the full id, USER/NAME, as the Hub has it.
 
     Raises:
         ConfigError: see `explain`; or the repo is public though `private` was asked for.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
@@ -174,18 +178,67 @@ def push(
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=model_dir,
-            allow_patterns=[str(path) for path in files],
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-        )
     except ConfigError:
         raise
     except Exception as error:  # of the client, its network library and its threads
         raise explain(error, repo_id) from error
+    return repo_id
+
+
+def edited_on_the_hub(api, repo_id: str, revision: str | None, model_dir: Path) -> bool:
+    """Whether the card on the Hub was written or edited there: it is not ours, nor the one pushed from here last."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)
+            there = Path(path).read_bytes()
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return False
+        except Exception as error:
+            raise explain(error, repo_id) from error
+    mine = model_dir / PUSHED_CARD
+    last_pushed = mine.read_text(encoding="utf-8").strip() if mine.is_file() else None
+    by_hand = written_by_hand(there.decode("utf-8", errors="replace"))
+    return by_hand and hashlib.sha256(there).hexdigest() != last_pushed
+
+
+def upload(
+    api,
+    model_dir: Path,
+    repo_id: str,
+    files: list[Path],
+    *,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload DDPM",
+) -> str:
+    """Upload the files in one commit; returns the address of it, or of the newest one where nothing has changed.
+
+    Can be interrupted anywhere and run again: uploaded files are kept by their hash, and the commit is all or nothing.
+
+    Raises:
+        ConfigError: see `explain`.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    contents = {path: model_dir / path for path in files}
+    if Path("train_config.yaml") in contents:
+        contents[Path("train_config.yaml")] = published_config(model_dir)
+    try:
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path.as_posix(), content) for path, content in contents.items()],
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+    except Exception as error:  # of the client, its network library and its threads
+        raise explain(error, repo_id) from error
+    card = model_dir / "README.md"
+    if Path("README.md") in contents:
+        digest = hashlib.sha256(card.read_bytes()).hexdigest()
+        (model_dir / PUSHED_CARD).write_text(digest + "\n", encoding="utf-8")
     return commit.pr_url or commit.commit_url
 
 
@@ -204,32 +257,36 @@ def push_model(
     dry_run: bool = False,
     say=print,
 ) -> None:
-    """All of it: validate, write the card, say what goes, upload, say how it is used.
+    """All of it: validate, create the repo, write the card, say what is uploaded, upload, say how it is used.
 
     Raises:
-        ConfigError: see `read_token`, `validate_model` and `push`.
+        ConfigError: see `read_token`, `validate_model`, `make_repo` and `upload`.
     """
-    check_repo_id(repo_id)
+    check_repo_id(repo_id, full=dry_run)
     if create_pr and revision not in (None, "main"):
         raise ConfigError(f"--create_pr: a pull request goes to main, not to --revision {revision}; give one of them")
     token = None if dry_run else read_token(token_file)
     validate_model(model_dir)
+    keep_card = False
+    if not dry_run:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = make_repo(api, repo_id, private, revision)
+        keep_card = edited_on_the_hub(api, repo_id, revision, model_dir)
     write_card(model_dir, repo_id, license, say)
     files = files_to_push(model_dir, include_checkpoints, tensorboard)
+    if keep_card:
+        files.remove(Path("README.md"))
+        say(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
     for path in files:
-        say(f"{(model_dir / path).stat().st_size:>12,}  {path}")
+        say(f"{(model_dir / path).stat().st_size:>12,}  {path.as_posix()}")
     say(f"{sum((model_dir / path).stat().st_size for path in files):>12,}  bytes in {len(files)} files for {repo_id}")
     if dry_run:
         say("Nothing was sent (--dry_run).")
         return
-    address = push(
-        model_dir,
-        repo_id,
-        token,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message,
-        files=files,
-    )
-    say(f"\n{address}\n\n{three_lines(repo_id, is_conditional(model_dir))}")
+    options = {"revision": revision, "create_pr": create_pr, "commit_message": commit_message}
+    address = upload(api, model_dir, repo_id, files, **options)
+    digits = is_digits(read_json(model_dir / "train_results.json").get("dataset", ""))
+    unet = read_json(model_dir / "unet" / "config.json")
+    say(f"\n{address}\n\n{three_lines(repo_id, class_to_show(unet, digits), digits)}")

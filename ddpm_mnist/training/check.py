@@ -12,7 +12,7 @@ from ..data import Images, load_data
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
-from .hardware import resolve_mixed_precision, use_hardware
+from .hardware import start_accelerator
 from .models import build, check_models
 from .output_dir import check_output_dir
 
@@ -114,9 +114,7 @@ def check(config: TrainConfig) -> int:
         ConfigError: what would stop the run at its start.
     """
     check_models(config)
-    precision = resolve_mixed_precision(config.mixed_precision)
-    accelerator = Accelerator(mixed_precision=precision)
-    use_hardware(accelerator)
+    accelerator = start_accelerator(config)
     checkpoint = check_output_dir(config)
     data = load_data(config, config.image_shape, config.num_validation_samples)
     unet, scheduler = build(config, "unet"), build(config, "scheduler")
@@ -128,10 +126,11 @@ def check(config: TrainConfig) -> int:
     levels = " -> ".join(f"{size // 2**i}x{size // 2**i}x{c}" for i, c in enumerate(unet.config.block_out_channels))
     noise_lines, noise_problems = noise_report(scheduler)
     schedule_lines, schedule_problems = schedule_report(config, steps)
+    threads = torch.get_num_threads()
     report = [
         f"output: {config.output_dir}, {f'resuming from {checkpoint}' if checkpoint else 'a new run'}",
         f"data: {data.name}, {len(data.train):,} images ({held}), {len(data.test):,} held out",
-        f"device: {accelerator.device}, mixed precision {precision}, {torch.get_num_threads()} threads a process",
+        f"device: {accelerator.device}, mixed precision {accelerator.mixed_precision}, {threads} threads a process",
         f"U-Net: {sum(p.numel() for p in unet.parameters()):,} parameters, {levels}",
         f"divisibility: {size} halves {halvings} times, {unet.config.norm_num_groups} norm groups divide every width",
         f"run: {steps:,} steps of {global_batch} images ({steps * global_batch / len(data.train):.1f} epochs)",

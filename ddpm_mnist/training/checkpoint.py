@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..options import ConfigError
+from ..options import ConfigError, first_line
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 
@@ -38,7 +37,10 @@ def sha256(path: Path) -> str:
 
 
 def fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or a folder's list of names where the system has that, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # and syncs only what is open for writing
     try:
         os.fsync(descriptor)
     finally:
@@ -85,11 +87,12 @@ def save_checkpoint(
             save_file(tensors, draft / name / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         torch.save(state, draft / "state.pt")
         files = sorted(p for p in draft.rglob("*") if p.is_file())
-        listed = {str(p.relative_to(draft)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        (draft / MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1))
+        listed = {p.relative_to(draft).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        manifest = json.dumps({"step": step, "files": listed}, indent=1)
+        (draft / MANIFEST).write_text(manifest, encoding="utf-8")
         for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
             fsync(path)
-    except (OSError, RuntimeError, SafetensorError) as e:  # the three writers say a full disk in three ways
+    except Exception as e:  # the writers say a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
         raise ConfigError(
             f"--output_dir {output_dir}: {target.name} cannot be written ({' '.join(str(e).split())[:120]}); make "
@@ -111,7 +114,7 @@ def save_checkpoint(
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
             path = checkpoint / name
             if not path.is_file():
@@ -122,8 +125,8 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} was altered"
     except FileNotFoundError:
         return "it has no manifest"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        return f"its manifest cannot be read ({e})"
+    except Exception as e:  # of whatever the file holds
+        return f"its manifest cannot be read ({first_line(e)})"
     return None
 
 
@@ -159,9 +162,15 @@ def load_state(checkpoint: Path, run: dict) -> dict:
     Raises:
         ConfigError: an entry differs; the message names it and both values.
     """
-    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        said = state["run"]
+    except Exception as e:  # of the unpickler; it runs no code of the file
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: state.pt cannot be read ({first_line(e)}); try another"
+        ) from e
     for name, value in run.items():
-        before = state["run"].get(name)
+        before = said.get(name)
         if before != value:
             if isinstance(value, dict) and isinstance(before, dict):  # name the key, not the whole section
                 name, before, value = next(

@@ -114,6 +114,14 @@ class OptimizationOptions:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 where the hardware computes in it, else no."
     )
+    process_timeout_minutes: float = opt(
+        5.0,
+        "How long a process waits for the others (also for the first, which decodes a new dataset) before it ends.",
+        positive=True,
+    )
+    init_from: str | None = opt(
+        None, "Start from the weights of this pipeline (folder or Hub id) or checkpoint folder.", path=True
+    )
     seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, fixed_on_resume=True)
 
 

@@ -4,6 +4,7 @@ import time
 
 from ..hub.export import export_pipeline
 from ..hub.push import push_model
+from ..options import ConfigError, first_line
 from .log import write_results
 from .setup import Run
 
@@ -13,10 +14,17 @@ def export(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     config, accelerator = run.config, run.accelerator
-    export_pipeline(run.bare_unet, run.scheduler, run.output_dir, run.averaged_weights(), config.null_class_label)
+    weights = run.averaged_weights()
+    try:
+        export_pipeline(run.bare_unet, run.scheduler, run.output_dir, weights, config.null_class_label)
+    except Exception as error:  # a full disk, in the words of several libraries
+        raise ConfigError(
+            f"--output_dir {run.output_dir}: the pipeline cannot be written ({first_line(error)}); make room, then"
+            f" --resume_from_checkpoint latest; {run.last_good()}"
+        ) from error
     seconds, steps = time.perf_counter() - run.started, run.step - run.first_step
     if steps:
-        write_results(run.output_dir, accelerator, run.data.name, run.parameters, run.log.last, steps, seconds)
+        write_results(run.output_dir, accelerator, run.data, run.parameters, run.log.last, steps, seconds)
     accelerator.print(f"Saved to {run.output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:
         private, token_file = config.hub_private_repo, config.token_file

@@ -1,13 +1,71 @@
-"""Devices, threads and precision, and how they differ from what a launcher set."""
+"""Devices, threads, processes and precision: what a launcher set, and what came of it."""
 
 import ctypes
 import os
 import sys
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-from ..options import ConfigError
+from ..options import ConfigError, first_line
+from .config import TrainConfig
+from .log import tracker_names
+
+UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCELERATE_USE_...
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate by the options of the run, whatever its environment variables say, and the hardware set up.
+
+    Raises:
+        ConfigError: the launcher asked for what this script does not do, or it did not come about.
+    """
+    for name in UNSUPPORTED:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
+            raise ConfigError(
+                f"ACCELERATE_USE_{name}: the script trains with plain data parallelism; `accelerate launch` it with a "
+                "config that does not turn this on, or unset the variable"
+            )
+    precision, why = resolve_mixed_precision(config.mixed_precision)
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=tracker_names(config.report_to),
+            project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
+            kwargs_handlers=[timeout],
+        )
+    except Exception as error:  # of whatever the environment makes Accelerate load
+        raise ConfigError(f"Accelerate cannot start ({first_line(error)}); check the launcher's config") from error
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
+    check_processes(accelerator)
+    use_hardware(accelerator)
+    if why:
+        accelerator.print(f"Mixed precision {precision}: {why}.")
+    return accelerator
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Compare the number of processes with what the launcher meant. ConfigError: they do not know of each other."""
+    meant = int(os.environ.get("WORLD_SIZE", 1))
+    if meant != accelerator.num_processes:
+        raise ConfigError(
+            f"WORLD_SIZE is {meant}, but the processes do not know of each other: no GPU was found. Set "
+            "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
+        )
+    # `accelerate launch --cpu --num_processes N` sets this, and starts one process
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and use_cpu_is_set():
+        accelerator.print(
+            "!!! accelerate launch starts ONE process on a CPU, whatever --num_processes says (without MPI). For N: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train_ddpm_mnist.py ..."
+        )
+
+
+def use_cpu_is_set() -> bool:
+    """Whether Accelerate was told to stay on the CPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
 
 
 def use_hardware(accelerator: Accelerator) -> None:
@@ -21,7 +79,7 @@ def use_hardware(accelerator: Accelerator) -> None:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
@@ -34,35 +92,38 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
-def one_process_only() -> str | None:
-    """A warning where `accelerate launch --cpu --num_processes N` was typed, which starts one process, silently."""
-    meant_more = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    if meant_more and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
-        return (
-            "!!! accelerate launch starts ONE process on a CPU, whatever --num_processes says (without MPI). For N: "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train_ddpm_mnist.py ...\n"
-        )
-    return None
+def resolve_mixed_precision(value: str) -> tuple[str, str]:
+    """ "no", "fp16" or "bf16" for Accelerator, out of `--mixed_precision`; and why, where nobody asked for it by name.
 
-
-def resolve_mixed_precision(value: str) -> str:
-    """ "no", "fp16" or "bf16" for Accelerator, out of `--mixed_precision`.
-
-    "auto" is what `accelerate launch` was told, else bf16 where the hardware computes in it, else no.
+    "auto" is fp16 or bf16 where `accelerate launch` was told so, and otherwise bf16 where the hardware computes in it.
+    A "no" of `accelerate launch` is also what it passes on when it was told nothing, so the run says what it does.
 
     Raises:
-        ConfigError: the hardware cannot do what was asked.
+        ConfigError: the hardware cannot do what was asked, or nobody can here.
     """
-    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    cuda = torch.cuda.is_available() and not use_cpu_is_set()
+    why = ""
     if value == "auto":
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+        if launched not in ("", "no", "fp16", "bf16"):
+            raise ConfigError(
+                f"ACCELERATE_MIXED_PRECISION {launched}: not supported; launch with bf16, fp16 or no, or give "
+                "--mixed_precision"
+            )
         if launched in ("fp16", "bf16"):
-            value = launched
-        elif cuda:
-            value = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+            value, why = launched, "as accelerate was told; --mixed_precision sets another"
         else:
-            supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # there is no public question; older: no
-            value = "bf16" if supported() else "no"
+            value = "bf16" if computes_in_bf16(cuda) else "no"
+            told = " (accelerate's no, which is also its default, cannot be told from none)" if launched == "no" else ""
+            if value == "bf16":
+                why = f"this hardware computes in it{told}; --mixed_precision no turns it off"
     if value == "fp16" and not cuda and not torch.backends.mps.is_available():
         raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
-    return value
+    return value, why
+
+
+def computes_in_bf16(cuda: bool) -> bool:
+    """Whether bfloat16 is computed by the hardware, and not emulated."""
+    if cuda:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # there is no public question; older torch: no

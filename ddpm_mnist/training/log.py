@@ -1,6 +1,6 @@
 """What a run says of itself: metrics.jsonl, trackers, sample grids, and its results at the end."""
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import platform
@@ -15,8 +15,10 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from ..data import Data
+from ..hub.card import read_metrics
 from ..hub.export import weights_sha256
-from ..options import ConfigError
+from ..options import ConfigError, first_line
 from .config import TrainConfig
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "train_results.json"
@@ -26,9 +28,13 @@ def tracker_names(report_to: str) -> str | None:
     """`--report_to` for Accelerator. ConfigError: the package is not installed."""
     if report_to in ("none", "all"):
         return None if report_to == "none" else "all"
-    if importlib.util.find_spec(report_to) is None:
-        raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
-    return report_to
+    for package in (report_to, f"{report_to}X"):  # tensorboardX serves as tensorboard
+        try:
+            importlib.metadata.version(package)  # of an installed package; a folder of that name is none
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return report_to
+    raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
 
 
 class MetricsLog:
@@ -38,21 +44,25 @@ class MetricsLog:
         self.accelerator, self.last = accelerator, {}
         self.mark = (time.perf_counter(), step)
         settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(config).items()}
-        accelerator.init_trackers("ddpm-mnist", config=settings)
+        try:
+            accelerator.init_trackers("ddpm-mnist", config=settings)
+        except Exception as error:  # no account, no network, no place to write: each tracker has its own
+            raise ConfigError(
+                f"--report_to {config.report_to}: cannot start ({first_line(error)}); mend it, or --report_to none"
+            ) from error
         output_dir = Path(config.output_dir)
         self.path, self.samples = output_dir / METRICS_FILE, output_dir / "samples"
         if accelerator.is_main_process:
             # What an interrupted run logged after the checkpoint that it resumes from will be logged again.
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log `metrics`; every process may call it, the main one writes."""
         self.accelerator.log(metrics, step=step)
         self.last = self.last | metrics
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def write_picture(self, step: int, picture: Image.Image) -> None:
@@ -88,7 +98,7 @@ def count_update(counts: Tensor, loss: Tensor, finite: Tensor) -> Tensor:
 def write_results(
     output_dir: Path,
     accelerator: Accelerator,
-    dataset: str,
+    data: Data,
     parameters: int,
     metrics: dict[str, float],
     steps: int,
@@ -96,7 +106,8 @@ def write_results(
 ) -> None:
     """What a run measured, and on what, into train_results.json beside the model."""
     results = {
-        "dataset": dataset,
+        "dataset": data.name,
+        "dataset_is_local": data.local,
         "weights_sha256": weights_sha256(output_dir),
         "parameters": parameters,
         "steps_of_this_session": steps,
@@ -110,4 +121,4 @@ def write_results(
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
         "python": platform.python_version(),
     }
-    (output_dir / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+    (output_dir / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

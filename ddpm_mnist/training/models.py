@@ -5,6 +5,7 @@ import inspect
 import torch
 
 from ..options import ConfigError, nearest
+from ..sampling import load_unet
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
@@ -53,3 +54,26 @@ def check_models(config: TrainConfig) -> None:
             f"unet.sample_size {size}: stock diffusers, which the pipeline is for, cannot halve it {halvings} times; "
             f"use a multiple of {2**halvings} (images are resized to it) or fewer levels"
         )
+
+
+def start_from(unet: UNet2DModel, name: str, say=print) -> None:
+    """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
+
+    The embeddings of classes are not taken over where the number of classes differs.
+
+    Raises:
+        ConfigError: it cannot be read, or its weights have other names or shapes.
+    """
+    source = load_unet(name, "--init_from").state_dict()
+    target = unet.state_dict()
+    for key in [key for key in target if key.startswith("class_embedding.")]:
+        if key not in source or source[key].shape != target[key].shape:
+            say(f"--init_from {name}: has other classes; {key} starts anew.")
+            source[key] = target[key]
+    for key in [*target, *source]:
+        there, here = (list(weights[key].shape) if key in weights else "absent" for weights in (source, target))
+        if there != here and not (key.startswith("class_embedding.") and here == "absent"):
+            raise ConfigError(
+                f"--init_from {name}: {key} is {there} there and {here} here; give the unet options of that model"
+            )
+    unet.load_state_dict({key: source[key] for key in target})

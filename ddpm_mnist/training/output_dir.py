@@ -1,16 +1,45 @@
 """The folder of a run: whether it may be written, and its first files."""
 
-import os
 import shutil
 from pathlib import Path
 
-from ..options import ConfigError
-from .checkpoint import PREFIX, find_checkpoint, is_draft
+import filelock
+
+from ..options import ConfigError, first_line, writable_problem
+from .checkpoint import find_checkpoint, is_draft, steps_of
 from .config import TrainConfig
 from .log import METRICS_FILE
 
 CONFIG_FILE = "train_config.yaml"
+LOCK_FILE = ".lock"
 BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples"}
+
+
+def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
+    """Make the folder and lock it for this process. The system releases the lock when the process ends in any way.
+
+    Raises:
+        ConfigError: another run holds the lock.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output_dir / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigError(
+            f"--output_dir {output_dir}: another run is writing there; wait for its end, stop it, or name another"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # a file system without locks
+        warn(f"{output_dir} cannot be locked against a second run ({first_line(error)}).")
+    return lock
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder, or a link and not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
@@ -27,17 +56,16 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     option = f"--output_dir {output_dir}"
     if config.overwrite_output_dir and config.resume_from_checkpoint:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
-    existing = next(p for p in (output_dir, *output_dir.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"{option}: {existing} is a file; name a folder")
-    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise ConfigError(f"{option}: {existing} cannot be written; name another, or change its permissions")
+    if problem := writable_problem(output_dir):
+        raise ConfigError(f"{option}: {problem}")
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, warn)
         if checkpoint is not None:
             return checkpoint
     there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
-    there = {name for name in there if not is_draft(name)}  # of a run that was killed in its first save
+    there = {
+        name for name in there if not is_draft(name) and name != LOCK_FILE
+    }  # of a run that was killed in its first save
     if config.resume_from_checkpoint and there - BEFORE_THE_FIRST_CHECKPOINT:
         raise ConfigError(
             f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
@@ -52,19 +80,19 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
 
 
 def begin_output_dir(config: TrainConfig) -> None:
-    """Make the folder and save the settings in it.
+    """Save the settings in the folder.
 
     `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
     exported pipeline is replaced at the end.
     """
     output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for path in output_dir.iterdir():
-        if is_draft(path.name):
-            shutil.rmtree(path)
-    if config.overwrite_output_dir:
-        for path in output_dir.iterdir():
-            if path.name.startswith(PREFIX) or path.name in ("logs", "samples"):
-                shutil.rmtree(path)
-        (output_dir / METRICS_FILE).unlink(missing_ok=True)
-    (output_dir / CONFIG_FILE).write_text(config.to_yaml())
+    try:
+        for path in list(output_dir.iterdir()):
+            of_a_run = steps_of(path) >= 0 or path.name in ("logs", "samples", METRICS_FILE)
+            if is_draft(path.name) or (config.overwrite_output_dir and of_a_run):
+                remove(path)
+        (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {output_dir}: cannot be written ({first_line(error)}); name another"
+        ) from error

@@ -1,14 +1,18 @@
 """A run before its first step, and its state from one step to the next."""
 
+import hashlib
+import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -16,20 +20,21 @@ from tqdm.auto import tqdm
 
 from ..data import Data, index_batches, load_data
 from ..hub.push import check_repo_id, read_token
-from ..options import ConfigError
+from ..options import ConfigError, first_line, shorten
 from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
-from .hardware import one_process_only, resolve_mixed_precision, use_hardware
-from .log import MetricsLog, count_update, tracker_names
-from .models import build, check_models
+from .hardware import start_accelerator
+from .log import MetricsLog, count_update
+from .models import build, check_models, start_from
 from .optimizer import build_optimizer
-from .output_dir import begin_output_dir, check_output_dir
+from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
+LOST_PEER = re.compile("timed? ?out|connection (closed|reset|refused)|peer|gloo|nccl", re.IGNORECASE)
 
 
 @dataclass
@@ -58,11 +63,13 @@ class Run:
         self.global_batch = self.config.global_batch(self.accelerator.num_processes)
         self.parameters = sum(p.numel() for p in self.bare_unet.parameters())
         self.counts = self.counts.to(self.accelerator.device)
+        self.lock = None  # of the output folder, in the main process
 
     def begin(self) -> None:
         """Make the output folder and start its log; say what is trained."""
         accelerator, config = self.accelerator, self.config
         if accelerator.is_main_process:
+            self.lock = lock_output_dir(self.output_dir, accelerator.print)
             begin_output_dir(config)
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)
@@ -158,6 +165,7 @@ class Run:
         """Write a checkpoint. ConfigError: the weights are not finite, or it cannot be written."""
         accelerator = self.accelerator
         self.counts = accelerator.reduce(self.counts, "mean")  # every process can resume from the mean
+        self.check_weights_agree()
         if not all(bool(p.isfinite().all()) for p in self.bare_unet.parameters()):
             raise ConfigError(self.not_finite())
         if accelerator.is_main_process:
@@ -191,15 +199,36 @@ class Run:
 
     def not_finite(self) -> str:
         """The error message of a run whose loss or weights are not finite."""
-        checkpoints = list_checkpoints(self.output_dir)
-        good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         return (
             f"--learning_rate {self.config.learning_rate}: loss or weights are no longer finite at step {self.step};"
-            f" lower it, or set --mixed_precision no; {good}"
+            f" lower it, or set --mixed_precision no; {self.last_good()}"
         )
 
+    def last_good(self) -> str:
+        """Where an error leaves the user: the end of its message."""
+        checkpoints = list_checkpoints(self.output_dir)
+        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+
+    def check_weights_agree(self) -> None:
+        """Compare the weights of all processes, by hash. ConfigError: they differ."""
+        digest = hashlib.sha256()
+        for parameter in self.bare_unet.parameters():
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        found = gather_object([digest.hexdigest()[:8]])
+        if len(set(found)) > 1:
+            raise ConfigError(
+                f"the processes hold different weights at step {self.step} ({', '.join(found)}): a fault of the"
+                f" hardware or of the libraries; {self.last_good()}"
+            )
+
+    def close(self) -> None:
+        """Give back what the run took from the process."""
+        self.stop.give_back()
+        if self.lock is not None:
+            self.lock.release()
+
     def finish(self) -> int:
-        """Save where the run was stopped early, and close everything. Returns the exit code."""
+        """Save where the run was stopped early, and end the log. Returns the exit code."""
         self.progress.close()
         if self.step < self.num_steps:
             if self.step % self.config.checkpointing_steps:
@@ -210,24 +239,47 @@ class Run:
         return self.stop.exit_code if self.step < self.num_steps else 0
 
 
-def prepare(config: TrainConfig) -> Run:
-    """Everything that a run needs. Refuses what cannot work, and writes nothing.
+@contextmanager
+def prepare(config: TrainConfig) -> Iterator[Run]:
+    """Everything that a run needs, for the time of the run. Refuses what cannot work, and writes nothing.
+
+    Afterwards signal handlers, the lock of the output folder and Accelerate's state are as before, so that a process
+    can train more than once.
 
     Raises:
         ConfigError: the model, the data, the output folder or a checkpoint are not what the config says.
     """
+    first = not AcceleratorState._shared_state  # else somebody's Accelerator lives in this process
+    run = None
+    try:
+        run = build_run(config)
+        yield run
+    except RuntimeError as error:
+        if run is None or run.accelerator.num_processes == 1 or not LOST_PEER.search(str(error)):
+            raise
+        gone = f"another process of the run is gone or stuck ({first_line(error)})"
+        raise ConfigError(f"{gone}; {run.last_good()}; resume with --resume_from_checkpoint latest") from error
+    finally:
+        if run is not None:
+            run.close()
+        if first:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def build_run(config: TrainConfig) -> Run:
+    """A run as it begins, or as its checkpoint left it. ConfigError: see `prepare`."""
     check_models(config)
-    output_dir = Path(config.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=resolve_mixed_precision(config.mixed_precision),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=tracker_names(config.report_to),
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
-    )
-    use_hardware(accelerator)
-    accelerator.print(one_process_only() or "", end="")
-    checkpoint = check_output_dir(config) if accelerator.is_main_process else None
+    accelerator = start_accelerator(config)
+    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
+    seen = gather_object([checkpoint is None or checkpoint.is_dir()])
+    if not all(seen):
+        blind = shorten(i for i, sees in enumerate(seen) if not sees)
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: processes {blind} do not see it; put --output_dir on a disk that"
+            " all hosts share, or copy the checkpoint to each"
+        )
     if config.push_to_hub:
         check_repo_id(config.hub_model_id)  # now, and not after the training
         read_token(config.token_file)
@@ -240,6 +292,8 @@ def prepare(config: TrainConfig) -> Run:
 
     torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
     bare_unet, scheduler = build(config, "unet"), build(config, "scheduler")
+    if config.init_from is not None and checkpoint is None:
+        start_from(bare_unet, config.init_from, accelerator.print)
     if config.gradient_checkpointing:
         bare_unet.enable_gradient_checkpointing()
     optimizer = build_optimizer(bare_unet, config)
