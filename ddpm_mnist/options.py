@@ -33,6 +33,7 @@ def opt(
     help: str,
     *,
     at_least: float | None = None,
+    at_most: float | None = None,
     positive: bool = False,
     fraction: bool = False,
     path: bool = False,
@@ -43,12 +44,13 @@ def opt(
 
     Args:
         default, help: what `--help` shows and a bare run uses.
-        at_least: the smallest value allowed; `positive`: finite and above 0; `fraction`: in [0, 1).
+        at_least, at_most: the smallest and largest value allowed.
+        positive: finite and above 0; `fraction`: in [0, 1).
         path: a leading `~` is expanded.
         fixed_on_resume: a checkpoint can only be resumed with the same value.
         saved: False for options of one launch only, which `train_config.yaml` leaves out.
     """
-    rules = {"at_least": at_least, "positive": positive, "fraction": fraction, "path": path}
+    rules = {"at_least": at_least, "at_most": at_most, "positive": positive, "fraction": fraction, "path": path}
     return field(default=default, metadata={"help": help, "fixed_on_resume": fixed_on_resume, "saved": saved, **rules})
 
 
@@ -61,6 +63,8 @@ def check_rules(options: Any) -> None:
         problem = None
         if rules["at_least"] is not None and not value >= rules["at_least"]:
             problem = f"must be at least {rules['at_least']}"
+        if rules["at_most"] is not None and not value <= rules["at_most"]:
+            problem = f"must be at most {rules['at_most']}"
         if rules["positive"] and not 0 < value < float("inf"):
             problem = "must be a positive number"
         if rules["fraction"] and not 0 <= value < 1:
@@ -173,7 +177,8 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
     defaults = {}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"--config {file}: unknown key {key}; {nearest(str(key), list(known))}")
+            names = [option.name for option in fields(cls)]  # its sections too
+            raise ConfigError(f"--config {file}: unknown key {str(key)[:40]!r}; {nearest(str(key), names)}")
         if value is None and NoneType not in get_args(kinds[key]):
             continue
         defaults[key] = typed(f"--config {file}: --{key}", value, kinds[key])
@@ -192,10 +197,10 @@ def typed(what: str, value: Any, kind: Any) -> Any:
     accepted = get_args(kind) or (kind,)
     if bool in accepted and isinstance(value, bool):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
         if float in accepted:
             return float(value)
-        if int in accepted and value == int(value):
+        if int in accepted and float(value).is_integer():
             return int(value)
         if str in accepted:
             return str(value)
@@ -209,7 +214,7 @@ def read_yaml(option: str, path: Path) -> dict:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{option} {path}: no such file; configs/ has some to start from") from None
-    except (OSError, ValueError, yaml.YAMLError) as e:
+    except Exception as e:  # of the disk, the encoding and the parser, which raises more than YAMLError
         raise ConfigError(f"{option} {path}: cannot be read as YAML ({' '.join(str(e).split())[:200]})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{option} {path}: must hold `option: value` lines")
@@ -219,7 +224,7 @@ def read_yaml(option: str, path: Path) -> dict:
 def nearest(key: str, known: list[str]) -> str:
     """A hint at the known key that `key` may have meant."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+    return f"did you mean {close[0]}?" if close else f"known: {shorten(sorted(known))}"
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

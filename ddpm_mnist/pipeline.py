@@ -102,15 +102,11 @@ def denoise(
 
 
 def whole_numbers(values) -> list[int]:
-    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. ValueError: something else is there."""
+    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. TypeError: something else is there."""
     try:
         return [operator.index(values)]
     except TypeError:
-        pass
-    try:
         return [operator.index(value) for value in values]
-    except TypeError:
-        raise ValueError(f"class_labels: {values!r}; give whole numbers") from None
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
@@ -153,12 +149,15 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         Raises:
             ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
         """
-        labels = whole_numbers(class_labels)
         null = self.config.null_class_label
         classes = count_classes(self.unet.config.num_class_embeds, null)
-        wrong = [label for label in labels if not 0 <= label < classes]
-        if wrong or not labels:
-            raise ValueError(f"class_labels: {wrong or 'none given'}; the model has the classes 0 to {classes - 1}")
+        try:
+            labels = whole_numbers(class_labels)
+            wrong = [label for label in labels if not 0 <= label < classes] or (not labels and "none given")
+        except TypeError:
+            wrong = repr(class_labels)
+        if wrong:
+            raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
         if null is None and guidance_scale != 1:
             raise ValueError("guidance_scale: the model was trained without label dropout; only 1 is possible")
 

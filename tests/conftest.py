@@ -47,7 +47,7 @@ def dataset_dir(tmp_path_factory) -> str:
     real = os.environ.get("DDPM_MNIST_DATASET")
     if real:
         return str(Path(real).resolve())
-    folder = tmp_path_factory.mktemp("data") / "tiny"
+    folder = tmp_path_factory.mktemp("data") / "mnist"
     folder.mkdir()
     for split, n in (("train", 250), ("test", 50)):
         rows = make_dataset([blob(i) for i in range(n)], [i % 10 for i in range(n)])

@@ -10,7 +10,7 @@ from conftest import ROOT, python, same, weights
 from PIL import Image
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.pipeline import guided_noise, step_arguments
+from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guided_noise, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
 from ddpm_mnist.sampling import grid, sample_images, to_pil
 
@@ -155,6 +155,102 @@ def test_the_conditional_folder_names_its_pipeline(conditional_model):
         pipe(class_labels=10)
 
 
+def samplers() -> list[str]:
+    """Every scheduler of diffusers that says it takes this noise schedule, and can be made here."""
+    names = []
+    for name in DDPMScheduler._compatibles:
+        cls = getattr(diffusers, name)
+        try:
+            cls.from_config(DDPMScheduler().config)
+        except ImportError:  # one that needs a further package
+            continue
+        names.append(name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def drawer():
+    """A conditional U-Net that needs no training: it knows the one image, and predicts the noise that leads to it."""
+    x, scheduler = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), DDPMScheduler()
+
+    class Drawer(UNet2DModel):
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            t = torch.as_tensor(timestep, dtype=torch.float32).expand(len(sample))
+            bar = torch.from_numpy(np.interp(t.numpy(), np.arange(1000), scheduler.alphas_cumprod)).float()
+            bar = bar[:, None, None, None]
+            noise = (sample - bar.sqrt() * x) / (1 - bar).sqrt()
+            return diffusers.models.unets.unet_2d.UNet2DOutput(sample=noise)
+
+    kwargs = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
+    kwargs |= {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "num_class_embeds": 10}
+    return Drawer(**kwargs).eval(), x
+
+
+@pytest.mark.parametrize("name", samplers())
+def test_the_pipeline_that_travels_and_generate_draw_the_same_with_every_sampler(drawer, name):
+    """And the right image: x_T and the network's input are scaled as the sampler asks."""
+    unet, x = drawer
+    sampler = getattr(diffusers, name)
+    pipe = ClassConditionalDDPMPipeline(unet, sampler.from_config(DDPMScheduler().config))
+    pipe.set_progress_bar_config(disable=True)
+    generator = [seeded_generator(0, "sample", i) for i in range(2)]
+    theirs = pipe([0, 1], 1.0, generator, 20, "pt").images * 2 - 1
+    ours = sample_images(unet, sampler.from_config(DDPMScheduler().config), range(2), 20, class_labels=torch.arange(2))
+    torch.testing.assert_close(ours.clamp(-1, 1), theirs, rtol=1e-3, atol=1e-3)
+    assert (ours - x).abs().mean() < 0.12, (ours - x).abs().mean()
+
+
+@pytest.mark.parametrize("steps", [3, 7, 61, 103, 499, 501, 750, 999])
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_every_number_of_steps_starts_at_pure_noise(name, steps):
+    scheduler = with_timesteps(getattr(diffusers, name)(timestep_spacing="leading"), steps, "cpu")
+    assert len(scheduler.timesteps) == steps and scheduler.timesteps.min() >= 0
+    assert scheduler.timesteps[0] >= 990 and (scheduler.timesteps.diff() < 0).all()
+
+
+def test_steps_that_divide_are_visited_as_in_stock():
+    scheduler = diffusers.DDIMScheduler()
+    assert with_timesteps(scheduler, 50, "cpu") is scheduler and scheduler.timesteps[0] == 980
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(10),
+        torch.arange(10),
+        list(np.arange(10, dtype=np.uint8)),
+        range(10),
+        [torch.tensor(3)],
+        np.int64(3),
+        3,
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_whole_numbers_of_any_library_are_class_labels(drawer, labels):
+    pipe = ClassConditionalDDPMPipeline(drawer[0], diffusers.DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    assert len(pipe(labels, 1.0, num_inference_steps=1).images) == (np.size(labels) if np.ndim(labels) else 1)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.array([1.5]), ["7"], "7", [None], np.array([10]), torch.tensor([-1]), []], ids=str
+)
+def test_other_class_labels_are_refused(drawer, labels):
+    pipe = ClassConditionalDDPMPipeline(drawer[0], diffusers.DDIMScheduler())
+    with pytest.raises(ValueError, match="class_labels: .*the classes 0 to 9"):
+        pipe(labels, 1.0)
+
+
+def test_a_guided_pipeline_saved_again_loads_again(conditional_model, tmp_path):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(conditional_model, trust_remote_code=True)
+    pipe.save_pretrained(tmp_path / "copy")
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "copy", trust_remote_code=True)
+    again.set_progress_bar_config(disable=True)
+    assert again.config.null_class_label == 10 and len(again(class_labels=7, num_inference_steps=2).images) == 1
+    again.save_pretrained(tmp_path / "copy")  # into the folder that its own file lies in
+    assert diffusers.DiffusionPipeline.from_pretrained(tmp_path / "copy", trust_remote_code=True)
+
+
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +283,25 @@ def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):
         assert done.returncode == 0, done.stderr
     plain, bf16 = (np.array(Image.open(tmp_path / f"{p}.png"), dtype=int) for p in ("no", "bf16"))
     assert 0 < np.abs(plain - bf16).mean() < 4
+
+
+def test_generate_draws_from_a_checkpoint_its_averaged_weights(model, conditional_model, tmp_path):
+    options = ["--num_images", 2, "--scheduler", "ddim", "--num_inference_steps", 4]
+    for folder in (model, conditional_model):
+        pictures = []
+        for source in (folder, folder / "checkpoint-8"):  # the export is the average of the last checkpoint
+            output = tmp_path / f"{folder.name}-{source.name}.png"
+            done = python("generate.py", "--model", source, *options, "--output", output)
+            assert done.returncode == 0, done.stderr
+            pictures.append(output.read_bytes())
+        assert pictures[0] == pictures[1]
+
+
+def test_generate_looks_whether_it_may_write_before_it_draws(model, tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    done = python("generate.py", "--model", model, "--output", tmp_path / "file/grid.png")
+    assert done.returncode == 2 and f"{tmp_path / 'file'} is a file; name a folder" in done.stderr
+    assert "steps:" not in done.stderr  # no progress bar: nothing was drawn
 
 
 @pytest.mark.parametrize(

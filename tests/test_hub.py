@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, blob, make_dataset, python, smoke_args
-from hub_server import HubServer
+from hub_server import File, HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -211,8 +212,6 @@ def test_checkpoints_and_logs_go_only_when_asked(hub, model, tmp_path):
 
 
 def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, model, tmp_path):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     weights = broken / "unet/diffusion_pytorch_model.safetensors"
@@ -244,8 +243,6 @@ def test_card(model, tmp_path):
 
 
 def test_a_card_edited_by_hand_stays(model, tmp_path):
-    import shutil
-
     other, said = tmp_path / "other", []
     shutil.copytree(model, other)
     write_card(other, "alice/a", say=said.append)
@@ -258,8 +255,6 @@ def test_a_card_edited_by_hand_stays(model, tmp_path):
 
 
 def test_card_has_only_figures_of_these_weights(model, tmp_path):
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(model, other)
     evaluation = {"weights_sha256": weights_sha256(other), "metrics": {"fid": 3.25}}
@@ -275,6 +270,93 @@ def test_card_has_only_figures_of_these_weights(model, tmp_path):
     )
     card = write_card(other, "alice/other")
     assert "3.25" not in card.text and card.data.eval_results is None and "not tested" in card.text
+
+
+def test_a_bare_name_is_answered_by_the_hub_before_the_card_is_written(hub, model, tmp_path):
+    done = push(hub, model, tmp_path, repo="digits")
+    assert done.returncode == 0, done.stderr
+    card = hub.repo("alice/digits").files()["README.md"].decode()
+    for text in (card, done.stdout):
+        assert 'from_pretrained("alice/digits")' in text and 'from_pretrained("digits")' not in text
+    dry = push(hub, model, tmp_path, "--dry_run", repo="digits", token=None)
+    assert dry.returncode == 2 and "--hub_model_id digits; write --hub_model_id USER/NAME" in dry.stderr
+
+
+def test_a_card_edited_on_the_hub_stays_and_it_is_said(hub, model, tmp_path):
+    assert push(hub, model, tmp_path).returncode == 0
+    repo = hub.repo("alice/digits")
+    mine = {"README.md": File(b"# my own words", False), "other.txt": File(b"mine", False)}
+    repo.add("main", "edit on the website", dict(repo.at("main").files) | mine)
+    done = push(hub, model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "README.md of alice/digits was edited on the Hub: it stays" in done.stdout
+    assert repo.files()["README.md"] == b"# my own words" and repo.files()["other.txt"] == b"mine"
+
+
+def test_a_card_edited_here_is_pushed_again_after_each_edit(hub, model, tmp_path):
+    other = copy(model, tmp_path)
+    for words in ("# First words", "# Second words"):
+        (other / "README.md").write_text(words, encoding="utf-8")
+        done = push(hub, other, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (
+            hub.repo("alice/digits").files()["README.md"].decode() == words and "edited on the Hub" not in done.stdout
+        )
+
+
+def copy(model, tmp_path) -> Path:
+    shutil.copytree(model, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_no_path_or_user_name_leaves_the_machine(hub, dataset_dir, tmp_path):
+    """In whatever the run, its evaluation and the push write and send."""
+    (tmp_path / "secret-user").mkdir()
+    (tmp_path / "secret-user/token").write_text(ALICE, encoding="utf-8")
+    data, out = tmp_path / "secret-user/data/mnist", tmp_path / "secret-user/out"
+    shutil.copytree(dataset_dir, data)
+    args = smoke_args("secret-user/data/mnist", "secret-user/out", max_train_steps=2, cache_dir="secret-user/cache")
+    environment = client(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+    done = python(ROOT / "train_ddpm_mnist.py", *args, "--token_file=secret-user/token", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    options = ["--num_images", 20, "--num_inference_steps", 2, "--bound_images", 0, "--classifier_steps", 20]
+    options += ["--min_classifier_accuracy", 0]
+    done = python(ROOT / "evaluate.py", "--model", "secret-user/out", *options, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    done = push(hub, out, tmp_path, "--token_file", tmp_path / "secret-user/token", token=None)
+    assert done.returncode == 0, done.stderr
+    files = hub.repo("alice/digits").files()
+    assert {"evaluation.json", "train_config.yaml", "train_results.json"} < files.keys()
+    for name, content in files.items():
+        assert b"secret-user" not in content and str(tmp_path).encode() not in content, name
+    published = yaml.safe_load(files["train_config.yaml"])
+    assert published["dataset_name"] == "mnist" and published["output_dir"] == "out" and not published["cache_dir"]
+    metadata = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert "datasets" not in metadata  # a folder, whatever its name looks like, is no dataset of the Hub
+
+
+@pytest.mark.parametrize(
+    ("dataset", "local", "linked", "digits"),
+    [
+        ("ylecun/mnist", False, ["ylecun/mnist"], True),
+        ("mnist", True, None, True),
+        ("data/mnist", True, None, True),
+        ("scikit-learn digits", False, None, True),
+        ("zalando-datasets/fashion_mnist", False, ["zalando-datasets/fashion_mnist"], False),
+        ("cats", True, None, False),
+        ("C:\\Users\\ann\\cats", True, None, False),
+    ],
+)
+def test_words_about_digits_are_for_digits(conditional_model, tmp_path, dataset, local, linked, digits):
+    other = copy(conditional_model, tmp_path)
+    results = json.loads((other / "train_results.json").read_text(encoding="utf-8"))
+    results |= {"dataset": dataset, "dataset_is_local": local}
+    (other / "train_results.json").write_text(json.dumps(results), encoding="utf-8")
+    card = write_card(other, "alice/other")
+    assert card.data.datasets == linked and ("mnist" in card.data.tags) == digits
+    words = card.text.replace(dataset, "").lower()
+    assert ("digit" in words) == digits and ("class_labels=[7]" in words) == digits and "ann" not in words.split()
+    assert "Users" not in str(card)
 
 
 # ---- trouble -------------------------------------------------------------------------------------------------------

@@ -186,9 +186,14 @@ def load_state(checkpoint: Path, run: dict) -> dict:
 
 
 def load_weights(checkpoint: Path, unet, ema: EMAModel | None) -> None:
-    """Fill the U-Net, and the averaged weights where there are any, from a checkpoint."""
-    unet.load_state_dict(load_file(checkpoint / "unet" / SAFETENSORS_WEIGHTS_NAME), strict=True)
-    if ema is not None:
-        averaged = load_file(checkpoint / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
-        for (name, _), shadow in zip(unet.named_parameters(), ema.shadow_params):
-            shadow.copy_(averaged[name])
+    """Fill the U-Net, and the averaged weights where there are any, from a checkpoint. ConfigError: they do not fit."""
+    try:
+        unet.load_state_dict(load_file(checkpoint / "unet" / SAFETENSORS_WEIGHTS_NAME), strict=True)
+        if ema is not None:
+            averaged = load_file(checkpoint / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
+            for (name, _), shadow in zip(unet.named_parameters(), ema.shadow_params):
+                shadow.copy_(averaged[name])
+    except Exception as e:
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: its weights cannot be read ({first_line(e)}); try another"
+        ) from e

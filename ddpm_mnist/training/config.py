@@ -118,11 +118,18 @@ class OptimizationOptions:
         5.0,
         "How long a process waits for the others (also for the first, which decodes a new dataset) before it ends.",
         positive=True,
+        at_most=1e6,
     )
     init_from: str | None = opt(
         None, "Start from the weights of this pipeline (folder or Hub id) or checkpoint folder.", path=True
     )
-    seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, fixed_on_resume=True)
+    seed: int = opt(
+        0,
+        "Fixes initial weights, data order, timesteps and noise.",
+        at_least=0,
+        at_most=2**63 - 1,
+        fixed_on_resume=True,
+    )
 
 
 @dataclass
@@ -256,7 +263,7 @@ def section_options(rest: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--{name}: needs a value")
         try:
             found[name] = yaml.safe_load(value if has_value else rest.pop(0))
-        except yaml.YAMLError:
+        except Exception:  # the parser raises more than YAMLError
             raise ConfigError(f"--{name} {value}: cannot be read as a YAML value") from None
     return found
 

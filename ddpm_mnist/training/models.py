@@ -4,12 +4,13 @@ import inspect
 
 import torch
 
-from ..options import ConfigError, nearest
+from ..options import ConfigError, first_line, nearest
 from ..sampling import load_unet
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
 
+AT_MOST = {"layers_per_block": 64, "num_train_timesteps": 1_000_000}  # more would take minutes to be built
 CLASSES = {"unet": UNet2DModel, "scheduler": DDPMScheduler}
 
 
@@ -20,10 +21,13 @@ def build(config: TrainConfig, section: str):
     for key in settings:
         if key not in known:
             raise ConfigError(f"{section}.{key}: unknown key; {nearest(str(key), known)}")
+    for key, most in AT_MOST.items():
+        if isinstance(settings.get(key), (int, float)) and not settings[key] <= most:
+            raise ConfigError(f"{section}.{key} {settings[key]}: must be at most {most:,}")
     try:
         return CLASSES[section](**settings)
-    except (ValueError, TypeError, RuntimeError) as e:
-        raise ConfigError(f"{section}.{e}") from None
+    except Exception as e:  # of whatever a value of any type meets in there
+        raise ConfigError(f"{section}.{first_line(e)}") from None
 
 
 def check_models(config: TrainConfig) -> None:

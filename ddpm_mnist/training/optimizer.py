@@ -1,9 +1,9 @@
-"""AdamW and Muon: how the weights follow the gradient.
+"""The optimizers, AdamW and Muon, and gradient clipping.
 
 Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix, U S V^T, by
-U V^T: a step as large in each of the matrix's directions, those with small gradients too. `torch.optim.Muon` takes no
-convolutions, updates one matrix at a time, and cannot skip an update without a host-device sync; hence this one. Tests
-compare it with torch's on linear layers.
+U V^T, so that the step is equally large in all directions, even where gradients are small. `torch.optim.Muon` does not
+take convolutions, updates one matrix at a time, and cannot skip an update without a host-device sync; hence this one.
+Tests compare it with torch's on linear layers.
 """
 
 import torch
@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from .config import TrainConfig
 
 MOMENTUM = 0.95
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that drives singular values to about 1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that moves singular values to about 1
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of each matrix U S V^T: singular values of 0.7 to 1.2. `[N, rows, columns]`, any float -> the same.
+    """Map each matrix U S V^T to about U V^T, with singular values of 0.7 to 1.2.
 
-    By Newton-Schulz iteration, which needs matrix products only: X <- a X + (b A + c A^2) X with A = X X^T.
+    Newton-Schulz iteration, which needs only matrix products: X <- a X + (b A + c A^2) X with A = X X^T.
+
+    Args:
+        matrices: `[N, rows, columns]`, any float dtype; the result has the same shape and dtype.
+        steps: iterations.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
@@ -35,16 +39,16 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the weights of hidden linear and convolutional layers, fused AdamW for all other parameters.
 
-    A kernel `[out, in, 3, 3]` is a matrix `[out, in * 9]`. Steps are scaled to the size of AdamW's (Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982, eq. 4), so that both take the same learning rate and weight decay.
+    A kernel `[out, in, 3, 3]` counts as a matrix `[out, in * 9]`. Updates are scaled to the size of AdamW's (Liu et al.
+    2025, https://arxiv.org/abs/2502.16982, eq. 4), so that both can use the same learning rate and weight decay.
 
     Args:
-        matrices: parameters of two dimensions or more.
-        others: the rest.
-        lr, betas, eps, weight_decay: AdamW's; Muon takes `lr` and `weight_decay`.
+        matrices: parameters of two dimensions or more, for Muon.
+        others: the other parameters, for AdamW.
+        lr, betas, eps, weight_decay: those of AdamW; Muon uses `lr` and `weight_decay` only.
 
     Attributes:
-        found_inf: `[]` or `[1]`, set from outside: where it is not 0, `step` changes neither weights nor momentum.
+        found_inf: `[]` or `[1]`, set by the caller: if not 0, `step` skips the update of weights and momentum.
     """
 
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], **adamw):
@@ -52,7 +56,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        same_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # these go through one batched matrix product
+        same_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # to batch their matrix products
         for parameter in self.param_groups[0]["params"]:
             if parameter.grad is not None:
                 same_shape.setdefault(parameter.shape, []).append(parameter)
@@ -61,6 +65,7 @@ class Muon(torch.optim.AdamW):
         return super().step(closure)
 
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        """Update parameters of one shape with Muon."""
         grad = torch.stack([p.grad.float() for p in parameters])
         momentum = torch.stack([self.state[p].get("momentum", torch.zeros_like(p)) for p in parameters])
         found_inf = getattr(self, "found_inf", torch.zeros((), device=grad.device)).reshape(())
@@ -77,7 +82,7 @@ class Muon(torch.optim.AdamW):
 
 
 def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of `config`, over all of the U-Net. Both can skip an update on the device, see `found_inf`."""
+    """The optimizer that `config` asks for, over all parameters of the U-Net; it reads `found_inf`, see `Muon`."""
     adamw = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
@@ -85,8 +90,8 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         "eps": config.adam_epsilon,
     }
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(unet.parameters(), fused=True, **adamw)  # one pass over all weights, on a CPU too
-    outer = (unet.conv_in, unet.conv_out, unet.class_embedding)  # a row of these is no mix of features
+        return torch.optim.AdamW(unet.parameters(), fused=True, **adamw)  # fused: one pass over all weights
+    outer = (unet.conv_in, unet.conv_out, unet.class_embedding)  # not hidden layers: AdamW, as Muon's author advises
     apart = {id(p) for module in outer if module is not None for p in module.parameters()}
     matrices = [p for p in unet.parameters() if p.dim() > 1 and id(p) not in apart]
     chosen = {id(p) for p in matrices}
@@ -96,10 +101,10 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def clip_gradients(
     accelerator: Accelerator, unet: nn.Module, optimizer: AcceleratedOptimizer, max_norm: float
 ) -> Tensor:
-    """Clip the gradients to `max_norm`; where they are not finite, make the optimizer skip its next update.
+    """Clip the gradients to `max_norm`. If they are not finite, the optimizer will skip its next update.
 
     Returns:
-        Whether they are finite, `[]`, bool, on the device: no host-device sync.
+        Whether they are finite: `[]`, bool, on the device, so that no host-device sync is needed.
     """
     finite = accelerator.clip_grad_norm_(unet.parameters(), max_norm).isfinite()
     if accelerator.scaler is None:  # fp16's scaler sets it itself

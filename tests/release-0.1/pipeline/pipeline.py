@@ -1,0 +1,181 @@
+"""A diffusers pipeline that draws the class that it is asked for, by classifier-free guidance.
+
+This one file travels with a class-conditional model and needs nothing but diffusers:
+
+    pipe = DiffusionPipeline.from_pretrained(MODEL, custom_pipeline=MODEL, trust_remote_code=True)
+    pipe(class_labels=[7] * 16, guidance_scale=2.0).images
+
+Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598): a U-Net that was trained with some labels dropped predicts the
+noise with and without a label, and the difference of the two, taken larger, leads further towards the class.
+"""
+
+import inspect
+import json
+import operator
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, null_class_label: int | None):
+    """epsilon(x_t, t, no class) + guidance_scale * (epsilon(x_t, t, class) - epsilon(x_t, t, no class)).
+
+    Args:
+        sample: x_t, `[B, C, H, W]`; `class_labels`: `[B]` int64, or None for a U-Net without classes.
+        guidance_scale: 1 is the conditional prediction itself, and costs half.
+        null_class_label: the label that stands for none; None where the U-Net was trained without one.
+    """
+    if class_labels is None or null_class_label is None or guidance_scale == 1:
+        return unet(sample, timestep, class_labels=class_labels).sample
+    labels = torch.cat([class_labels, torch.full_like(class_labels, null_class_label)])
+    with_class, without = unet(torch.cat([sample, sample]), timestep, class_labels=labels).sample.chunk(2)
+    return without + guidance_scale * (with_class - without)
+
+
+def step_arguments(scheduler, generator) -> dict:
+    """What `scheduler.step` is to be given beyond prediction, timestep and sample, of what it takes.
+
+    DDIM clips the predicted x_0 but goes on with the noise as predicted, which then belongs to another x_0, unless told
+    otherwise. The mistake adds up over the steps, and guidance makes it large: digits turn into blobs.
+    """
+    parameters = inspect.signature(scheduler.step).parameters
+    arguments = {"generator": generator, "use_clipped_model_output": bool(scheduler.config.get("clip_sample"))}
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def count_classes(num_class_embeds: int | None, null_class_label: int | None) -> int | None:
+    """How many classes can be asked for: all embeddings but the one of `null_class_label`. None: no classes."""
+    return num_class_embeds if null_class_label is None else num_class_embeds - 1
+
+
+def with_timesteps(scheduler, num_inference_steps: int, device):
+    """The scheduler with its timesteps set; a copy with other spacing where "leading" would not start at the noise.
+
+    "leading" takes every (T // steps)-th timestep from 0 on: 501 steps of 1,000 end at t = 500, where 28% of the image
+    is left, but sampling starts from pure noise.
+    """
+    T = scheduler.config.num_train_timesteps
+    if scheduler.config.get("timestep_spacing") == "leading" and T % num_inference_steps:
+        spacing = "linspace" if hasattr(scheduler, "sigmas") else "trailing"
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if scheduler.config.get("timestep_spacing") == "trailing":  # rounding makes one too many of some numbers
+        scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
+    return scheduler
+
+
+@torch.no_grad()
+def denoise(
+    unet,
+    scheduler,
+    sample: torch.Tensor,
+    num_inference_steps: int,
+    generator=None,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    null_class_label: int | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Algorithm 2 of Ho et al. 2020, with any diffusers scheduler; yields after each step.
+
+    Args:
+        unet: predicts from (x_t, t), which the scheduler may have scaled; in any precision.
+        sample: pure noise, `[B, C, H, W]`, of variance 1.
+        generator: one for the batch, or a list of one for each image.
+        class_labels: `[B]`, or None for a U-Net without classes; the rest: see `guided_noise`.
+
+    Yields:
+        x_{t-1}, and the x_0 that x_t points to where the scheduler gives it (x_{t-1} otherwise); the last is x_0.
+    """
+    scheduler = with_timesteps(scheduler, num_inference_steps, sample.device)
+    sample = sample * scheduler.init_noise_sigma  # x_T, line 1
+    arguments = step_arguments(scheduler, generator)
+    for t in scheduler.timesteps:  # line 2
+        model_input = scheduler.scale_model_input(sample, t)
+        model_output = guided_noise(unet, model_input, t, class_labels, guidance_scale, null_class_label)
+        step = scheduler.step(model_output.to(sample.dtype), t, sample, **arguments)
+        sample = step.prev_sample  # lines 3 and 4
+        yield sample, step.get("pred_original_sample", sample)
+
+
+def whole_numbers(values) -> list[int]:
+    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. TypeError: something else is there."""
+    try:
+        return [operator.index(values)]
+    except TypeError:
+        return [operator.index(value) for value in values]
+
+
+class ClassConditionalDDPMPipeline(DiffusionPipeline):
+    """Draws images of given classes. `null_class_label`: see `guided_noise`; saved in model_index.json."""
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet, scheduler, null_class_label: int | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(null_class_label=null_class_label)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As in diffusers, and this file with it, which `model_index.json` names, so that the folder loads again."""
+        super().save_pretrained(save_directory, **kwargs)
+        target = Path(save_directory) / "pipeline.py"
+        if Path(__file__).resolve() != target.resolve():
+            shutil.copyfile(__file__, target)
+        index = Path(save_directory) / "model_index.json"
+        settings = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": ["pipeline", type(self).__name__]}
+        index.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | list[int],
+        guidance_scale: float = 2.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 1000,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """One image for each label.
+
+        Args:
+            class_labels: which classes; a whole number, or a list, array or tensor of them.
+            guidance_scale: 1 for none; more makes the images plainer and more alike.
+            generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
+
+        Raises:
+            ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
+        """
+        null = self.config.null_class_label
+        classes = count_classes(self.unet.config.num_class_embeds, null)
+        try:
+            labels = whole_numbers(class_labels)
+            wrong = [label for label in labels if not 0 <= label < classes] or (not labels and "none given")
+        except TypeError:
+            wrong = repr(class_labels)
+        if wrong:
+            raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
+        if null is None and guidance_scale != 1:
+            raise ValueError("guidance_scale: the model was trained without label dropout; only 1 is possible")
+
+        size = self.unet.config.sample_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        device = self._execution_device
+        shape = (len(labels), self.unet.config.in_channels, *size)
+        image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        labels = torch.tensor(labels, device=device)
+        guidance = (labels, guidance_scale, null)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+            for sample, _ in denoise(self.unet, self.scheduler, image, num_inference_steps, generator, *guidance):  # noqa: B007
+                progress.update()
+
+        image = (sample / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            image = image.cpu().permute(0, 2, 3, 1).float().numpy()
+            image = self.numpy_to_pil(image) if output_type == "pil" else image
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=image) if return_dict else (image,)
