@@ -35,7 +35,7 @@ from ddpm_mnist.options import (
     run_script,
     writable_problem,
 )
-from ddpm_mnist.sampling import Model, SampleOptions, labels_for, load_model, sample_steps
+from ddpm_mnist.sampling import Model, SampleOptions, Sampler, labels_for, load_model, sample_steps
 
 
 @dataclass
@@ -44,11 +44,9 @@ class EvaluateConfig(DataOptions, SampleOptions):
 
     num_images: int = opt(2000, "Samples to draw, and real images to compare with.", at_least=1)
     batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1)
-    scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt("ddim", "Sampler.")
+    scheduler: Sampler = opt("ddim", "Sampler.")
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
-    bound_images: int = opt(
-        10, "Test images for each timestep of the variational bound; 0: leave the bound out.", at_least=0
-    )
+    bound_images: int = opt(10, "Test images for each timestep of the variational bound; 0: no bound.", at_least=0)
     feature_extractor: Literal["classifier", "inception"] = opt(
         "classifier", "inception: also the Frechet distance that papers quote; needs torch-fidelity and its weights."
     )

@@ -17,7 +17,7 @@ from ddpm_mnist.sampling import SampleOptions, grid, labels_for, load_model, sam
 class GenerateConfig(SampleOptions):
     """What to draw"""
 
-    class_label: int | None = opt(None, "The class to draw, for a conditional model. Default: counts through them.")
+    class_label: int | None = opt(None, "The class to draw, for a conditional model. Default: all in turn.")
     output: str = opt(
         "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
     )

@@ -26,6 +26,7 @@ from .randomness import seeded_generator
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
 
+Sampler = Literal["ddpm", "ddim", "dpmsolver"]
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
 DEFAULT_STEPS = {"ddpm": 1000, "ddim": 50, "dpmsolver": 20}
 
@@ -37,9 +38,7 @@ class SampleOptions:
     model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id; or a checkpoint folder.", path=True)
     num_images: int = opt(16, "How many.", at_least=1)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1)
-    scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
-        "ddpm", "Sampler: ddpm is Algorithm 2 of the paper; ddim and dpmsolver need fewer steps."
-    )
+    scheduler: Sampler = opt("ddpm", "Sampler: ddpm is Algorithm 2 of the paper; ddim and dpmsolver need fewer steps.")
     num_inference_steps: int | None = opt(
         None, "Steps. Default: all 1000 for ddpm, 50 for ddim, 20 for dpmsolver.", at_least=1
     )

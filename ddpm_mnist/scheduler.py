@@ -1,15 +1,16 @@
-"""The two processes of DDPM, in discrete time t = 0 ... T-1 (the paper's t is ours plus one).
+"""The forward and reverse processes of DDPM, in discrete time t = 0 ... T-1 (the paper's t is ours plus one).
 
-Ho et al. 2020 (https://arxiv.org/abs/2006.11239). Forward: noise is added to an image in T small steps whose variances
-are the betas, and with alpha_t = 1 - beta_t, alphas_cumprod_t = prod_{s<=t} alpha_s the result after any number of them
-has the closed form (eq. 4)
+Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
-    x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) epsilon,    epsilon ~ N(0, I)         `add_noise`
+Forward: T small steps add Gaussian noise to an image; their variances are the betas. With alpha_t = 1 - beta_t and
+alphas_cumprod_t = prod_{s<=t} alpha_s, the image after t steps has a closed form (eq. 4), which `add_noise` computes:
 
-Reverse: from x_t and a network's prediction, draw x_{t-1} ~ N(mu_t, sigma_t^2 I) (eqs. 6, 7 and 15)     `step`
+    x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) epsilon,    epsilon ~ N(0, I)
 
-`DDPMScheduler` is a drop-in for `diffusers.DDPMScheduler`: the same arguments, config keys and numbers, given the same
-random generator.
+Reverse: `step` draws x_{t-1} ~ N(mu_t, sigma_t^2 I), given x_t and the network's prediction (eqs. 6, 7 and 15).
+
+`DDPMScheduler` is a drop-in replacement for `diffusers.DDPMScheduler`: the same arguments, config keys and, with the
+same random generator, the same numbers.
 """
 
 import math
@@ -32,7 +33,7 @@ VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_
 
 @dataclass
 class DDPMSchedulerOutput(BaseOutput):
-    """`prev_sample`: x_{t-1}; `pred_original_sample`: the x_0 that x_t points to. Both are shaped like `sample`."""
+    """Result of a reverse step: `prev_sample` is x_{t-1}, `pred_original_sample` the predicted x_0; shaped like x_t."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
@@ -47,7 +48,7 @@ def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_
     if schedule == "sigmoid":  # GeoDiff
         return torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
 
-    # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17, prescribes alphas_cumprod; betas are its ratios, capped
+    # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17, defines alphas_cumprod; the betas follow from it, at most 0.999
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
@@ -58,7 +59,7 @@ def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Stretch sqrt(alphas_cumprod) so that nothing of x_0 is left at t = T-1 (Lin et al. 2024, algorithm 1)."""
+    """Rescale betas `[T]` so that alphas_cumprod is 0 at t = T-1: x_T is pure noise (Lin et al. 2024, algorithm 1)."""
     root = torch.cumprod(1 - betas, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     root = (root - last) * (first / (first - last))
@@ -68,21 +69,22 @@ def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 class DDPMScheduler(SchedulerMixin, ConfigMixin):
-    """Noise schedule, forward process and ancestral sampler, argument for argument `diffusers.DDPMScheduler`.
+    """Noise schedule, forward process and ancestral sampler, with the arguments of `diffusers.DDPMScheduler`.
 
     Args:
         num_train_timesteps: T.
         beta_start, beta_end, beta_schedule, trained_betas: the betas, by formula or as a list of T numbers.
-        variance_type: sigma_t^2 of the reverse step: "fixed_small" is beta-tilde_t (eq. 7), "fixed_large" beta_t
-            (both: section 3.2); "learned" and "learned_range" take it from a second half of the model's channels.
+        variance_type: sigma_t^2 of the reverse step. "fixed_small" is beta-tilde_t (eq. 7), "fixed_large" is beta_t
+            (both: section 3.2). "learned" and "learned_range" read it from the second half of the model's channels.
         prediction_type: what the network predicts: "epsilon", "sample" (x_0) or "v_prediction".
-        clip_sample, clip_sample_range: clamp the predicted x_0 to what an image can be.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: or clamp it by a quantile (Imagen, section 2.3).
-        timestep_spacing, steps_offset: which t are visited in fewer than T steps (Lin et al. 2024, table 2).
+        clip_sample, clip_sample_range: clamp the predicted x_0 to [-clip_sample_range, clip_sample_range].
+        thresholding, dynamic_thresholding_ratio, sample_max_value: clamp it by a quantile instead (Saharia et al. 2022,
+            section 2.3).
+        timestep_spacing, steps_offset: which t to visit in fewer than T steps (Lin et al. 2024, table 2).
         rescale_betas_zero_snr: see `rescale_zero_terminal_snr`.
 
     Raises:
-        ValueError: a choice is not one of the known ones; the message names the option.
+        ValueError: an option has an unknown value; the message names the option.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -139,7 +141,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
 
     def _signal_and_noise(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), each `[B, 1, ...]` in the dtype of `like`."""
-        self.alphas_cumprod = self.alphas_cumprod.to(like.device)  # moved once, then found there
+        self.alphas_cumprod = self.alphas_cumprod.to(like.device)  # copied at the first call only
         alpha_prod = self.alphas_cumprod.to(like.dtype)[timesteps.to(like.device)].flatten()
         alpha_prod = alpha_prod.reshape(-1, *(1,) * (like.ndim - 1))
         return alpha_prod**0.5, (1 - alpha_prod) ** 0.5
@@ -157,7 +159,10 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         return signal * original_samples + sigma * noise
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = sqrt(alphas_cumprod) epsilon - sqrt(1 - alphas_cumprod) x_0 (Salimans & Ho 2022); as `add_noise`."""
+        """The target of v-prediction (Salimans & Ho 2022): sqrt(alphas_cumprod) epsilon - sqrt(1 - alphas_cumprod) x_0.
+
+        Arguments and shapes as in `add_noise`; `sample` is x_0.
+        """
         signal, sigma = self._signal_and_noise(sample, timesteps)
         return signal * noise - sigma * sample
 
@@ -169,15 +174,15 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
-        """Choose the timesteps to visit, into `self.timesteps` (`[num_inference_steps]`, int64, descending).
+        """Set `self.timesteps`, the timesteps to visit: `[num_inference_steps]`, int64, descending.
 
         Args:
             num_inference_steps: how many, at most T, spread by `timestep_spacing`.
-            device: where `self.timesteps` goes.
-            timesteps: or which, in descending order, each below T.
+            device: the device of `self.timesteps`.
+            timesteps: the timesteps themselves instead, in descending order, each below T.
 
         Raises:
-            ValueError: both are given, or they are out of range or order.
+            ValueError: both are given, or they are out of range or not in descending order.
         """
         T = self.config.num_train_timesteps
         if num_inference_steps is not None and timesteps is not None:
@@ -205,18 +210,18 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.from_numpy(chosen.astype(np.int64)).to(device)
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
-        """The timestep visited after `timestep`, that is, the next less noisy one; -1 after the last."""
+        """The timestep visited after `timestep`, which is less noisy; -1 after the last."""
         if not (self.custom_timesteps or self.num_inference_steps):
             return timestep - 1
         index = (self.timesteps == timestep).nonzero(as_tuple=True)[0][0]
         return self.timesteps[index + 1] if index < len(self.timesteps) - 1 else torch.tensor(-1)
 
     def scale_model_input(self, sample: Tensor, timestep: int | None = None) -> Tensor:
-        """`sample` as it is; there for schedulers that scale the network's input."""
+        """Return `sample` unchanged. Pipelines call this because other schedulers scale the network's input."""
         return sample
 
     def _alphas(self, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alphas_cumprod of t and of the timestep visited next, and alpha = 1 - beta of the jump between the two."""
+        """alphas_cumprod at t and at the timestep visited next, and alpha = 1 - beta of the jump between them."""
         prev_t = self.previous_timestep(t)
         alpha_prod = self.alphas_cumprod[t]
         alpha_prod_prev = self.alphas_cumprod[prev_t] if prev_t >= 0 else self.one
@@ -225,11 +230,11 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
     def _get_variance(
         self, t: int | Tensor, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
-        """sigma_t^2 by `variance_type` (a standard deviation for "fixed_small_log", a logarithm for the other logs)."""
+        """sigma_t^2; but sigma_t for "fixed_small_log", and log sigma_t^2 for "fixed_large_log" and "learned_range"."""
         alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
         beta = 1 - alpha
         variance = (1 - alpha_prod_prev) / (1 - alpha_prod) * beta  # beta-tilde_t, eq. 7
-        variance = torch.clamp(variance, min=1e-20)  # its logarithm is taken, and it is 0 at t = 0
+        variance = torch.clamp(variance, min=1e-20)  # it is 0 at t = 0, and below its logarithm is taken
         variance_type = variance_type or self.config.variance_type
         if variance_type == "fixed_small_log":
             return torch.exp(0.5 * torch.log(variance))
@@ -239,24 +244,27 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             return torch.log(beta)
         if variance_type == "learned":
             return predicted_variance
-        if variance_type == "learned_range":  # between the two, in logarithm: Nichol & Dhariwal 2021, eq. 15
+        if variance_type == "learned_range":  # interpolates the logarithms: Nichol & Dhariwal 2021, eq. 15
             fraction = (predicted_variance + 1) / 2
             return fraction * torch.log(beta) + (1 - fraction) * torch.log(variance)
         return variance
 
     def _threshold_sample(self, sample: Tensor) -> Tensor:
-        """Clamp each image to its own quantile of |x_0|, then scale that to 1 (Saharia et al. 2022, section 2.3)."""
+        """Clamp each image to a quantile of its own |x_0|, then divide by it (Saharia et al. 2022, section 2.3)."""
         flat = sample.flatten(1)
         if flat.dtype not in (torch.float32, torch.float64):
-            flat = flat.float()  # neither quantile nor clamp know half precision on a CPU
+            flat = flat.float()  # on a CPU, quantile and clamp do not support half precision
         s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1)
         s = s.clamp(min=1, max=self.config.sample_max_value)[:, None]
         return (torch.clamp(flat, -s, s) / s).reshape(sample.shape).to(sample.dtype)
 
     def predict_original_sample(self, model_output: Tensor, alpha_prod: Tensor, sample: Tensor) -> Tensor:
-        """x_0 as x_t (`sample`) and the prediction imply it (eq. 15 for epsilon), kept to what an image can be.
+        """The predicted x_0, `[B, C, H, W]`: eq. 15 for epsilon, then clipped to the range of images.
 
-        `[B, C, H, W]`; `alpha_prod` is alpha-bar_t, one for all or `[B, 1, 1, 1]`.
+        Args:
+            model_output: the network's prediction, as `prediction_type` says, `[B, C, H, W]`.
+            alpha_prod: alpha-bar_t, one for all or `[B, 1, 1, 1]`.
+            sample: x_t, `[B, C, H, W]`.
         """
         if self.config.prediction_type == "epsilon":
             pred_original_sample = (sample - (1 - alpha_prod) ** 0.5 * model_output) / alpha_prod**0.5
@@ -283,7 +291,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: `[B, C, ...]`, or `[B, 2C, ...]` with a learned variance.
-            timestep: t, one for the batch, one of `self.timesteps`.
+            timestep: t, the same for the whole batch, one of `self.timesteps`.
             sample: x_t, `[B, C, ...]`.
             generator: the source of the step's noise.
             return_dict: False for the tuple `(prev_sample, pred_original_sample)`.
@@ -294,7 +302,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             model_output, predicted_variance = torch.split(model_output, sample.shape[1], dim=1)
         alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
 
-        # 1. x_0 as x_t and the prediction imply it
+        # 1. the predicted x_0
         pred_original_sample = self.predict_original_sample(model_output, alpha_prod, sample)
 
         # 2. the mean of q(x_{t-1} | x_t, x_0), eq. 7
@@ -302,7 +310,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         current_coeff = alpha**0.5 * (1 - alpha_prod_prev) / (1 - alpha_prod)
         prev_sample = original_coeff * pred_original_sample + current_coeff * sample
 
-        # 3. the noise of the reverse step, none at the last (Algorithm 2, line 3)
+        # 3. noise, except at the last step (Algorithm 2, line 3)
         if t > 0:
             noise = randn_tensor(
                 model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype

@@ -1,16 +1,16 @@
-"""The noise predictor of DDPM: a U-Net that sees a noisy image x_t and its timestep t and returns an image.
+"""The noise predictor of DDPM, epsilon_theta(x_t, t): a U-Net from a noisy image and its timestep to an image.
 
 Ho et al. 2020 (https://arxiv.org/abs/2006.11239), section 4 and appendix B: residual blocks with group normalisation,
-self-attention at low resolution, and a sinusoidal embedding of the time, which enters every residual block. The same
-weights serve all timesteps: epsilon_theta(x_t, t).
+self-attention at low resolution, and a sinusoidal embedding of the timestep, which enters every residual block. All
+timesteps share the weights.
 
-`UNet2DModel` is a drop-in for `diffusers.UNet2DModel`: the same arguments, config keys, parameter names and numbers, so
-that a state dict or a folder written by either is read by the other. What stock accepts and this file does not cover is
-refused with a ValueError that names the option. One thing is added: a size that does not halve evenly (28 -> 14 -> 7 ->
-4) works here, since every upsampling returns to the size of its skip connection; stock raises an error there.
+`UNet2DModel` is a drop-in replacement for `diffusers.UNet2DModel`: it has the same arguments, config keys, parameter
+names and numbers, so each reads state dicts and folders that the other wrote. Options of stock that this file does not
+cover raise a ValueError that names the option. One thing is added: sizes that do not halve evenly (28 -> 14 -> 7 -> 4)
+work here, because every upsampling returns to the size of its skip connection; stock raises an error.
 
-What makes it faster than stock, with the same numbers but for rounding: channels_last memory, `normalize`, `attend`,
-`upsample_conv`, and the time projections of all residual blocks in one product. Each says why where it stands.
+It is faster than stock, with the same numbers up to rounding, through channels_last memory, `normalize`, `attend`,
+`upsample_conv`, and one matrix product for the time projections of all residual blocks. Each place says why.
 """
 
 import math
@@ -29,7 +29,7 @@ ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GE
 
 @dataclass
 class UNet2DOutput(BaseOutput):
-    """`sample`: `[B, out_channels, H, W]`, the prediction (of the noise, unless the scheduler says otherwise)."""
+    """`sample`: the prediction, `[B, out_channels, H, W]`; the scheduler's `prediction_type` says what it predicts."""
 
     sample: Tensor
 
@@ -63,7 +63,7 @@ class GaussianFourierProjection(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron behind the sinusoids: `[B, in_channels] -> [B, time_embed_dim]`."""
+    """Two-layer perceptron on the sinusoidal embedding: `[B, in_channels] -> [B, time_embed_dim]`."""
 
     def __init__(self, in_channels: int, time_embed_dim: int):
         super().__init__()
@@ -75,13 +75,16 @@ class TimestepEmbedding(nn.Module):
 
 
 def rescale(hidden_states: Tensor, factor: float) -> Tensor:
-    """hidden_states / factor, without a pass over memory for a factor of 1, which is nearly always."""
+    """hidden_states / factor; skips the pass over memory where factor is 1, the usual case."""
     return hidden_states if factor == 1 else hidden_states / factor
 
 
 def normalize(norm: nn.GroupNorm, hidden_states: Tensor) -> Tensor:
-    """`norm`; statistics in float32. On a CPU PyTorch's kernel for channels_last takes 4 to 14 times as long in half
-    precision as that for contiguous memory: there and back costs less, forward and backward."""
+    """Apply a group norm, with statistics in float32.
+
+    On a CPU in half precision, PyTorch's kernel takes 4 to 14 times as long for channels_last memory as for contiguous
+    memory. Converting to contiguous and back costs less, forward and backward.
+    """
     if hidden_states.device.type != "cpu" or hidden_states.dtype.itemsize > 2:
         return norm(hidden_states)
     return norm(hidden_states.contiguous()).contiguous(memory_format=torch.channels_last)
@@ -90,8 +93,8 @@ def normalize(norm: nn.GroupNorm, hidden_states: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, eq. 1): `[B, heads, tokens, d] -> [B, heads, tokens, d]`.
 
-    Written out for few tokens on a CPU, where the backward pass of PyTorch's fused kernel takes 5 to 10 times as long
-    in bfloat16. For more, the fused kernel saves the memory of tokens x tokens.
+    Up to 64 tokens on a CPU it is written out, because the backward pass of PyTorch's fused kernel takes 5 to 10 times
+    as long in bfloat16. Beyond that the fused kernel saves the memory of a tokens x tokens matrix.
     """
     if query.device.type != "cpu" or query.shape[-2] > 64:
         return F.scaled_dot_product_attention(query, key, value)
@@ -102,26 +105,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def upsample_conv(conv: nn.Conv2d, hidden_states: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Repeat pixels up to `output_size`, then convolve 3x3: `[B, C, H, W] -> [B, C', *output_size]`.
 
-    Doubling repeats each pixel in a 2x2 square, so of the nine weights that meet an output pixel several meet the same
-    input pixel. Added up first, they are a transposed convolution with a 4x4 kernel (the 3x3 one convolved with a 2x2
-    of ones) and stride 2: four products a pixel instead of nine. It pays in float32 on a CPU, where products count.
+    Doubling repeats each pixel in a 2x2 square, so several of the nine weights at an output pixel multiply the same
+    input pixel. Adding those weights first gives a transposed convolution with stride 2 and a 4x4 kernel (the 3x3
+    kernel convolved with a 2x2 kernel of ones): four products a pixel instead of nine. This is faster in float32 on a
+    CPU, where products dominate the time.
     """
     height, width = hidden_states.shape[-2:]
     doubles = tuple(output_size) == (2 * height, 2 * width)
     half_precision = hidden_states.dtype.itemsize <= 2 or torch.is_autocast_enabled(hidden_states.device.type)
     if hidden_states.device.type != "cpu" or half_precision or not doubles:
         return conv(F.interpolate(hidden_states, output_size, mode="nearest"))
-    flipped = conv.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution walks its kernel backwards
+    flipped = conv.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution applies its kernel mirrored
     kernel = sum(F.pad(flipped, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))
     return F.conv_transpose2d(hidden_states, kernel, conv.bias, stride=2, padding=1)
 
 
 class ResnetBlock2D(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))), optionally at half (`down`) or double (`up`) resolution.
+    """Residual block: x + conv(silu(norm(conv(silu(norm(x))) + time))).
 
-    `[B, in_channels, H, W]` and the block's entry of `UNet2DModel.time_projections`, `[B, out_channels (x 2), 1, 1]` ->
-    `[B, out_channels, H', W']`. With `time_scale_shift` the time scales and shifts the second normalisation (Dhariwal &
-    Nichol 2021, eq. 7) instead of being added before it.
+    Maps `[B, in_channels, H, W]` and the block's entry of `UNet2DModel.time_projections`, `[B, out_channels, 1, 1]`, to
+    `[B, out_channels, H', W']`. `down` halves the resolution and `up` doubles it. With `time_scale_shift` the time
+    scales and shifts the output of the second norm (Dhariwal & Nichol 2021, eq. 7) instead of being added before it;
+    the entry is then `[B, 2 * out_channels, 1, 1]`.
     """
 
     def __init__(
@@ -175,7 +180,7 @@ class ResnetBlock2D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention in which every pixel is a token: `[B, C, H, W] -> [B, C, H, W]`, with a residual connection."""
+    """Self-attention between all pixels, with a residual connection: `[B, C, H, W] -> [B, C, H, W]`."""
 
     _from_deprecated_attn_block = True  # lets ModelMixin rename the keys of checkpoints from before diffusers 0.15
 
@@ -193,7 +198,7 @@ class Attention(nn.Module):
         residual = hidden_states
         if self.group_norm is not None:
             hidden_states = normalize(self.group_norm, hidden_states)
-        tokens = hidden_states.permute(0, 2, 3, 1).flatten(1, 2)  # [B, HW, C], which channels_last memory is already
+        tokens = hidden_states.permute(0, 2, 3, 1).flatten(1, 2)  # [B, HW, C]; no copy from channels_last memory
         query, key, value = (  # each [B, heads, HW, head_dim]
             project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
@@ -212,13 +217,13 @@ class Downsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if self.padding == 0:  # the original TensorFlow code pads on the right and at the bottom only
+        if self.padding == 0:  # as in the original TensorFlow code: pad on the right and at the bottom only
             hidden_states = F.pad(hidden_states, (0, 1, 0, 1))
         return self.conv(hidden_states)
 
 
 class Upsample2D(nn.Module):
-    """See `upsample_conv`: `[B, C, H, W] -> [B, C, *output_size]`."""
+    """Enlarge to `output_size` and convolve, by `upsample_conv`: `[B, C, H, W] -> [B, C, *output_size]`."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -229,9 +234,9 @@ class Upsample2D(nn.Module):
 
 
 class Block2D(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where the block has it.
+    """Base of the blocks: residual blocks at one resolution, each followed by attention in the attention variants.
 
-    `times` holds the time's projection for every residual block of the network; each finds its own by `time_index`.
+    `times` holds the projected time embedding of every residual block of the network; `time_index` finds a block's own.
     """
 
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two
@@ -249,7 +254,10 @@ class Block2D(nn.Module):
 
 
 class DownBlock2D(Block2D):
-    """Returns the downsampled state and the skip connections: one after each layer, one after the downsampling."""
+    """Down path at one resolution. Returns the downsampled state, and the states after each layer and the downsampling.
+
+    The way up reads those states as skip connections.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, num_layers: int, resnet, attention):
         super().__init__()
@@ -259,7 +267,7 @@ class DownBlock2D(Block2D):
             self.resnets.append(resnet(widths[i], widths[i + 1]))
             if attention:
                 self.attentions.append(attention(out_channels))
-        self.downsamplers = None  # UNet2DModel adds one, except at the bottom
+        self.downsamplers = None  # UNet2DModel adds one, except at the lowest resolution
 
     def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         skips = []
@@ -275,7 +283,7 @@ class DownBlock2D(Block2D):
 
 
 class UNetMidBlock2D(Block2D):
-    """The bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
+    """Bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
 
     def __init__(self, channels: int, resnet, attention):
         super().__init__()
@@ -288,7 +296,10 @@ class UNetMidBlock2D(Block2D):
 
 
 class UpBlock2D(Block2D):
-    """Joins the skip connections on, last in first out, a channel concatenation before each residual block."""
+    """Up path at one resolution: each residual block reads the state and a skip connection, the latest first.
+
+    The two are concatenated along the channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, skip_channels: int, num_layers: int, resnet, attention):
         super().__init__()
@@ -299,7 +310,7 @@ class UpBlock2D(Block2D):
             self.resnets.append(resnet(widths[i] + skips[i], out_channels))
             if attention:
                 self.attentions.append(attention(out_channels))
-        self.upsamplers = None  # UNet2DModel adds one, except at the top
+        self.upsamplers = None  # UNet2DModel adds one, except at the highest resolution
 
     def forward(self, hidden_states: Tensor, skips: list[Tensor], times: tuple[Tensor, ...]) -> Tensor:
         for i in range(len(self.resnets)):
@@ -312,12 +323,16 @@ class UpBlock2D(Block2D):
 
 
 class UNet2DModel(ModelMixin, ConfigMixin):
-    """The U-Net of DDPM, argument for argument `diffusers.UNet2DModel`; see its documentation for each.
+    """The U-Net of DDPM, with the arguments of `diffusers.UNet2DModel`, whose documentation describes all of them.
 
-    Args that shape it: `block_out_channels`, one width a resolution, first the finest; `layers_per_block`;
-    `down_block_types` ("DownBlock2D" or "AttnDownBlock2D") and `up_block_types` ("UpBlock2D" or "AttnUpBlock2D"), which
-    say where attention is; `attention_head_dim`, the width of one head (None: one head as wide as the level);
-    `norm_num_groups`, which must divide every width; `num_class_embeds`, to condition on a class.
+    Args:
+        block_out_channels: the width (number of channels) at each resolution, the finest first.
+        layers_per_block: residual blocks at each resolution on the way down; one more on the way up.
+        down_block_types: "DownBlock2D", or "AttnDownBlock2D" with attention, for each resolution.
+        up_block_types: "UpBlock2D" or "AttnUpBlock2D", the coarsest resolution first.
+        attention_head_dim: the width of an attention head; None: one head as wide as the level.
+        norm_num_groups: groups of the group norms; must divide every width.
+        num_class_embeds: the number of class labels; None: unconditional.
 
     Raises:
         ValueError: an option is not covered or does not fit the others; the message names it.
@@ -361,7 +376,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         check_options(**{k: v for k, v in self.config.items() if not k.startswith("_")})
         self.sample_size = sample_size
-        self.to_json_string()  # adds class and version to the config; if saving did, torch.compile would compile again
+        self.to_json_string()  # adds class and version to the config; when saving adds them, torch.compile recompiles
         width = block_out_channels[0]
         temb_channels = time_embedding_dim or 4 * width
         scale_shift = resnet_time_scale_shift == "scale_shift"
@@ -392,7 +407,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
             self.time_embedding = TimestepEmbedding(width, temb_channels)
         self.class_embedding = nn.Embedding(num_class_embeds, temb_channels) if num_class_embeds is not None else None
 
-        # down; as in stock, "resnet" resampling is a matter of the blocks with attention
+        # down; as in stock, only blocks with attention resample with residual blocks ("resnet")
         self.down_blocks = nn.ModuleList()
         levels = len(block_out_channels)
         for i, (block_type, out) in enumerate(zip(down_block_types, block_out_channels)):
@@ -404,7 +419,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
                 block.downsamplers = nn.ModuleList([down])
             self.down_blocks.append(block)
 
-        # mid; its attention is normalised unless the time scales and shifts
+        # mid; its attention has a norm unless the time scales and shifts
         self.mid_block = None
         if mid_block_type is not None:
             groups = attn_norm_num_groups or (None if scale_shift else norm_num_groups)
@@ -440,19 +455,19 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predict from a noisy batch.
+        """Predict from a batch of noisy images.
 
         Args:
-            sample: `[B, in_channels, H, W]`, x_t, in the dtype of the weights.
-            timestep: t, one for all (a number, a 0-d or a `[1]` tensor) or one for each (`[B]`), 0 <= t < T.
-            class_labels: `[B]`, int64, only and always with `num_class_embeds`.
+            sample: x_t, `[B, in_channels, H, W]`, in the dtype of the weights.
+            timestep: t, 0 <= t < T: one for the batch (a number, a 0-d or a `[1]` tensor) or one per image (`[B]`).
+            class_labels: `[B]`, int64; required with `num_class_embeds`, an error without it.
             return_dict: False for a plain tuple.
 
         Returns:
             `UNet2DOutput` whose `sample` is `[B, out_channels, H, W]`.
 
         Raises:
-            ValueError: class labels are missing, or given to a model that has no classes.
+            ValueError: class labels are missing, or given to a model without classes.
         """
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
@@ -471,7 +486,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
 
         times = self.time_projections(temb)
 
-        # 2. down, keeping every state for the way up; channels_last, in which convolutions are fastest
+        # 2. down, keeping every state for the way up; convolutions are fastest in channels_last memory
         sample = self.conv_in(sample).contiguous(memory_format=torch.channels_last)
         skips = [sample]
         for block in self.down_blocks:
@@ -495,9 +510,10 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         return [module for module in self.modules() if isinstance(module, ResnetBlock2D)]
 
     def time_projections(self, temb: Tensor) -> tuple[Tensor, ...]:
-        """The projection of the time embedding for every residual block, by its `time_index`; all in one product.
+        """Project the time embedding for every residual block, in one matrix product.
 
-        `[B, temb_channels]` -> for each block `[B, its width (x 2), 1, 1]`: one value per channel, at every pixel.
+        `[B, temb_channels]` -> for each block, in the order of `time_index`, `[B, out_channels, 1, 1]` (twice as wide
+        with "scale_shift"): one value per channel, the same at every pixel.
         """
         blocks = self.resnet_blocks()
         weight = torch.cat([block.time_emb_proj.weight for block in blocks])
@@ -507,7 +523,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
 
 
 def check_options(**config) -> None:
-    """Raise a ValueError that names the first option of a U-Net config that is not covered or does not fit."""
+    """Check a U-Net config. Raises a ValueError that names the first option that is not covered or does not fit."""
 
     def one_of(name: str, allowed: tuple) -> None:
         if config[name] not in allowed:

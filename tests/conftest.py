@@ -26,6 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):  # 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the numbers compared here are a CPU's
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: whoever asks the Hub fails at once
 datasets.disable_progress_bars()
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, limits or users")
 
 
 def make_dataset(images: list, labels: list[int]) -> datasets.Dataset:

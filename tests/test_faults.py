@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, metrics, python, same, smoke_args, weights
+from conftest import ROOT, metrics, posix, python, same, smoke_args, weights
 
 from ddpm_mnist.options import ConfigError
 from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_state
@@ -78,6 +77,7 @@ def newest_step(out) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
+@posix
 def test_killed_a_few_times(train, dataset_dir, tmp_path):
     survive(train, dataset_dir, tmp_path, kills=4, seed=0)
 
@@ -169,8 +169,11 @@ def test_latest_passes_over_a_damaged_checkpoint_and_says_so(name, train, tmp_pa
         find_checkpoint("latest", out, said.append)
 
 
+@posix
 def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(dataset_dir, tmp_path):
     """A limit on file sizes stands in for the disk: writing past it fails as writing to a full one does."""
+    import resource  # POSIX only
+
     args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=4, validation_steps=0)
     assert python("train_ddpm_mnist.py", *args).returncode == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run/checkpoint-4").rglob("*") if p.is_file()}
@@ -190,6 +193,7 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(dataset_dir, tmp_p
     assert python("train_ddpm_mnist.py", *more).returncode == 0
 
 
+@posix
 def test_a_read_only_folder_is_said_before_anything_is_done(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
     config = parse_args(["--config", str(ROOT / "configs/smoke.yaml"), "--output_dir", str(tmp_path / "locked/out")])
@@ -248,6 +252,7 @@ def test_checkpoint_state_runs_no_code(tmp_path):
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
+@posix
 def test_when_one_of_two_processes_dies_the_other_ends(dataset_dir, tmp_path):
     args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=100_000, train_batch_size=8, validation_steps=0)
     process = start(args, processes=2, ACCELERATE_USE_CPU="true")
@@ -261,6 +266,7 @@ def test_when_one_of_two_processes_dies_the_other_ends(dataset_dir, tmp_path):
     assert find_checkpoint("latest", tmp_path / "run") is not None
 
 
+@posix
 def test_a_signal_to_two_processes_leaves_one_checkpoint(dataset_dir, tmp_path):
     options = {"max_train_steps": 100_000, "checkpointing_steps": 100_000, "logging_steps": 1, "validation_steps": 0}
     process = start(
@@ -295,7 +301,7 @@ def test_no_token_is_printed_logged_or_saved(dataset_dir, tmp_path):
         assert not any(secret in text for text in texts)
 
 
-# ---- doctor --------------------------------------------------------------------------------------------------------
+# ---- --check ---------------------------------------------------------------------------------------------------------
 
 
 def test_check_reports_and_does_not_train(dataset_dir, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, blob, make_dataset, python, smoke_args
+from conftest import ROOT, blob, make_dataset, posix, python, smoke_args
 from hub_server import File, HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -432,6 +432,7 @@ def test_a_cut_download_goes_on_by_range(hub, tmp_path):
     assert Path(fresh.stdout.split()[-1]).read_bytes() == big
 
 
+@posix
 def test_killed_at_each_request_in_turn(hub, model, tmp_path):
     """The second run completes; until the commit itself the remote is as it was; one commit, never two."""
     code = PUSH_ALONE.replace("MODEL", str(model)).replace("REPO", "alice/digits")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import ROOT, metrics, python, same, smoke_args, weights
+from conftest import ROOT, metrics, posix, python, same, smoke_args, weights
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageChops
 
@@ -372,6 +372,7 @@ def test_other_prediction_types_learn_too(train, prediction_type):
 # ---- stopping ------------------------------------------------------------------------------------------------------
 
 
+@posix
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_path, signum, code):
     options = {"max_train_steps": 60, "validation_steps": 0, "checkpointing_steps": 1000, "logging_steps": 1}

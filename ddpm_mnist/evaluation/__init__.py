@@ -1,1 +1,1 @@
-"""How good is a model: distances between sets of images, and the bound on the likelihood."""
+"""Measures of a model: distances between its samples and real images, and the bound on the likelihood."""

@@ -1,7 +1,7 @@
-"""How many bits a pixel does the model need? The variational bound on -log p(x_0), of which L_simple is a reweighting.
+"""The variational bound on -log p(x_0), in bits per dimension. L_simple weights the same terms differently.
 
-Ho et al. 2020, section 2, eq. 5: L = L_T + L_{T-1} + ... + L_1 + L_0, here in bits and per dimension, on images that
-the model has not seen, for pixels in 256 levels. The paper's t = 1 ... T is t = 0 ... T-1 in the code.
+Ho et al. 2020, section 2, eq. 5: L = L_T + L_{T-1} + ... + L_1 + L_0, on images that the model was not trained on, with
+pixels in 256 levels. The paper's t = 1 ... T is t = 0 ... T-1 in the code.
 """
 
 import math
@@ -19,14 +19,14 @@ BITS = 1 / math.log(2)
 
 
 def log_probability_between(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Phi(upper) - Phi(lower)) of the standard normal, lower < upper, also far out in the tails."""
-    swap = lower > 0  # by symmetry to the left tail, where log Phi keeps its precision
+    """log(Phi(upper) - Phi(lower)) for the standard normal, lower < upper; accurate in the tails too."""
+    swap = lower > 0  # mirror the right tail to the left one, where log Phi is precise
     lower, upper = torch.where(swap, -upper, lower), torch.where(swap, -lower, upper)
     return log_ndtr(upper) + torch.log1p(-torch.exp(log_ndtr(lower) - log_ndtr(upper)))
 
 
 def decoder_nll(images: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
-    """-log p(x_0 | x_1) in nats, `[B, C, H, W]`: the mass of a Gaussian on each pixel's 256th of [-1, 1] (eq. 13)."""
+    """L_0 = -log p(x_0 | x_1) in nats, `[B, C, H, W]`: a Gaussian's mass on each pixel's 256th of [-1, 1] (eq. 13)."""
     images, mean = images.double(), mean.double()
     upper = torch.where(images > 0.999, torch.inf, (images + 1 / 255 - mean) / std)
     lower = torch.where(images < -0.999, -torch.inf, (images - 1 / 255 - mean) / std)
@@ -34,7 +34,7 @@ def decoder_nll(images: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
 
 
 def prior_kl(images: Tensor, scheduler: DDPMScheduler) -> Tensor:
-    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, `[B, C, H, W]`: what is left of the image when noising ends."""
+    """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, `[B, C, H, W]`: how far x_T is from pure noise."""
     alpha_prod = scheduler.alphas_cumprod[-1].cpu().double()
     return 0.5 * (alpha_prod * images.double() ** 2 - alpha_prod - torch.log(1 - alpha_prod))
 
@@ -43,19 +43,20 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
     """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and L_0 for t = 0, in nats, `[B, C, H, W]`.
 
     Args:
-        prediction: x_0 as the model infers it from x_t, `[B, C, H, W]`.
-        timesteps: `[B]`.
+        images: x_0, `[B, C, H, W]` in [-1, 1].
+        prediction: the x_0 that the model predicts from x_t, `[B, C, H, W]`.
+        timesteps: t, `[B]`, int64.
     """
     alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     betas = 1 - alphas_cumprod / before
     posterior = (1 - before) / (1 - alphas_cumprod) * betas  # beta-tilde_t, eq. 7
     sigma = betas.clone() if scheduler.config.variance_type.startswith("fixed_large") else posterior.clone()
-    sigma[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, and no density has that variance
+    sigma[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, which is no variance of a density
     weight = before.sqrt() * betas / (1 - alphas_cumprod)  # of x_0 in the mean of q(x_{t-1} | x_t, x_0), eq. 7
     posterior, sigma, weight = (x.to(images.device)[timesteps][:, None, None, None] for x in (posterior, sigma, weight))
 
-    # Both means have the same part of x_t: they differ by that of x_0.
+    # x_t contributes the same to both means, so they differ only in the part of x_0.
     distance = (weight * (images.double() - prediction.double())) ** 2
     kl = 0.5 * (torch.log(sigma / posterior) + (posterior + distance) / sigma - 1)
     first = (timesteps == 0)[:, None, None, None]
@@ -66,15 +67,15 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
 def variational_bound(
     unet, scheduler: DDPMScheduler, test: Images, per_timestep: int = 10, batch_size: int = 250, seed: int = 0
 ) -> dict:
-    """The bound, estimated on random images and noise for every timestep; L_T is exact over all images.
+    """Estimate the bound with random images and noise at every timestep; L_T is exact over all images.
 
-    The first timesteps, of which each is worth most and varies most, get ten times as many images.
+    The first T / 50 timesteps get ten times as many images, because their terms are largest and vary most.
 
     Returns:
         "bits_per_dim", "ci" (half of the 95% interval), "terms" (T + 1 numbers: L_0 ... L_{T-1}, L_T), "evaluations".
 
     Raises:
-        ValueError: the model learns its variances, for which these terms do not hold.
+        ValueError: the model learns its variances, which these terms do not cover.
     """
     if scheduler.config.variance_type.startswith("learned"):
         raise ValueError(f"variance_type {scheduler.config.variance_type}: only fixed variances are covered")

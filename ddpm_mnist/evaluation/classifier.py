@@ -1,4 +1,4 @@
-"""The small classifier, trained on the same data, that is used to score samples."""
+"""A small classifier, trained on the same data, that scores samples."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from ..options import ConfigError
 
 
 def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetForImageClassification:
-    """A small ResNet (0.3 M parameters) that reads `[B, C, 28, 28]` in [-1, 1]; deterministic but for the hardware.
+    """Train a small ResNet (0.3 M parameters) on `[B, C, H, W]` in [-1, 1]; deterministic on the same hardware.
 
-    1,400 steps of 128 images, three epochs of MNIST, are enough for 99% of the test split.
+    1,400 steps of 128 images (three epochs of MNIST) reach an accuracy of 99% on the test split.
     """
     torch.manual_seed(seed)
     config = ResNetConfig(
@@ -44,10 +44,10 @@ def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetF
 
 @torch.no_grad()
 def read(classifier: ResNetForImageClassification, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the classifier makes of images, `[N, C, H, W]` uint8.
+    """Classify images, `[N, C, H, W]` uint8.
 
     Returns:
-        The class that it reads, `[N]`; how sure it is, 0 to 1, `[N]`; its features before the last layer, `[N, 128]`.
+        The predicted class, `[N]`; its probability, 0 to 1, `[N]`; the features before the last layer, `[N, 128]`.
     """
     classes, confidences, features = [], [], []
     for batch in pixels.split(500):
@@ -60,12 +60,12 @@ def read(classifier: ResNetForImageClassification, pixels: Tensor) -> tuple[Tens
 
 
 def accuracy(classifier: ResNetForImageClassification, images: Images) -> float:
-    """The share of labelled images that is read right."""
+    """The share of images whose predicted class is their label."""
     return (read(classifier, images.images)[0] == images.labels).float().mean().item()
 
 
 def cache_folder(fingerprint: str, steps: int, seed: int) -> Path:
-    """Where the classifier of these very images is kept from one evaluation to the next."""
+    """The folder in which the classifier for these images is cached between evaluations."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     key = hashlib.sha256(f"{fingerprint}, {steps} steps, seed {seed}".encode()).hexdigest()[:16]
     return home / "ddpm-mnist" / f"classifier-{key}"
@@ -74,10 +74,10 @@ def cache_folder(fingerprint: str, steps: int, seed: int) -> Path:
 def get_classifier(
     data: Data, steps: int, seed: int, min_accuracy: float
 ) -> tuple[ResNetForImageClassification, float]:
-    """The classifier and its accuracy on the test split; trained once for a dataset, then read from the cache.
+    """The classifier, and its accuracy on the test split. Trained once per dataset, then read from the cache.
 
     Raises:
-        ConfigError: there are no labels, or it reads less than `min_accuracy` of the test split right.
+        ConfigError: there are no labels, or the accuracy is below `min_accuracy`.
     """
     if not isinstance(data.train, Images):
         raise ConfigError("--dataset_name: too large for memory; evaluation needs the training images there")
@@ -88,7 +88,7 @@ def get_classifier(
         classifier = ResNetForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
     else:
         classifier = train_classifier(data.train, steps, seed)
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # whole or absent, like a checkpoint
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # renamed when complete, as checkpoints are
         classifier.save_pretrained(draft)
         (draft / "dataset.json").write_text(json.dumps({"name": data.name, "fingerprint": data.fingerprint}))
         if folder.exists():

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, each beside the same figure of real images, and its pictures."""
+"""The figures of an evaluation, each beside the same figure for real images, and its pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ CONFIDENT = 0.9
 
 @dataclass
 class Figure:
-    """A measurement, half its 95% interval, the same of real training images, and which way is better."""
+    """A measurement: its value, half the 95% interval, the value for real training images, and which way is better."""
 
     name: str
     text: str
@@ -29,20 +29,25 @@ class Figure:
     better: str
 
     def row(self) -> str:
+        """A row of the Markdown table."""
         value = f"{self.value:.4g}" + ("" if self.ci is None else f" ± {self.ci:.2g}")
         return f"| {self.text} | {value} | {'' if self.floor is None else f'{self.floor:.4g}'} | {self.better} |"
 
 
 def inception_features(pixels: Tensor) -> Tensor:
-    """`[N, 2048]`: what papers compare. ConfigError: torch-fidelity, or its weights, are not there."""
+    """Inception features of images, `[N, 2048]`, for the FID that papers report.
+
+    Raises:
+        ConfigError: torch-fidelity is not installed, or its weights cannot be downloaded.
+    """
     try:
         from torch_fidelity.utils import create_feature_extractor
 
         extractor = create_feature_extractor("inception-v3-compat", ["2048"], cuda=torch.cuda.is_available())
-    except Exception as e:  # not installed, or no way to download the weights: whatever it is, there is one cure
+    except Exception as e:  # not installed, or its weights cannot be downloaded: the advice is the same
         raise ConfigError(
             f"--feature_extractor inception: not available ({type(e).__name__}: {str(e)[:80]}); `pip install "
-            "torch-fidelity`, connect once for its weights, or leave the option out"
+            "torch-fidelity`, connect once for its weights, or omit the option"
         ) from None
     rgb = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,11 +57,14 @@ def inception_features(pixels: Tensor) -> Tensor:
 def compare(
     samples: Tensor, asked: Tensor | None, data: Data, classifier, seed: int, classifier_steps: int = 1400
 ) -> list[Figure]:
-    """Samples, and as many training images for the floor, against the test split.
+    """Compare samples with the test split; for the floor, compare as many training images with it.
 
     Args:
         samples: `[N, C, H, W]` uint8.
-        asked: `[N]`, the class that each was to be, or None.
+        asked: the class that each sample was asked for, `[N]`, or None.
+        classifier: scores images; see `get_classifier`.
+        seed: fixes the subsets and the resampling.
+        classifier_steps: length of the training of the classifiers that learn from samples.
     """
     generator = seeded_generator(seed, "subset")
     count = len(samples)
@@ -96,7 +104,7 @@ def compare(
     add("confident", f"read with over {CONFIDENT} confidence", *mean_and_ci(sure), floor_sure.float().mean(), "up")
 
     def imbalance(read_as: Tensor) -> float:
-        """Total variation distance between the shares of the classes and those of the test split."""
+        """Total variation distance between the predicted classes and those of the test split."""
         shares = (torch.bincount(x, minlength=classifier.config.num_labels) / len(x) for x in (read_as, test_classes))
         return (next(shares) - next(shares)).abs().sum().item() / 2
 
@@ -124,7 +132,7 @@ def compare(
     pixels, train_pixels, test_pixels = flat(samples), flat(data.train.images[others]), flat(data.test.images)
 
     def to_train_over_to_test(points: Tensor, k: int = 1) -> Tensor:
-        to_test = nearest(points, test_pixels, k)[0][:, -1]  # k = 2 for test images, which are nearest to themselves
+        to_test = nearest(points, test_pixels, k)[0][:, -1]  # k = 2 for test images: the nearest is the image itself
         return torch.stack([nearest(points, train_pixels)[0][:, 0], to_test], dim=1)
 
     def ratio(pairs: Tensor) -> float:
@@ -147,7 +155,7 @@ def neighbours_picture(samples: Tensor, train: Images) -> Image.Image:
 
 
 def bound_picture(terms: list[float], path: Path) -> None:
-    """The terms of the bound over the timesteps, which no loss curve shows: nearly all bits are in the first ones."""
+    """Plot the terms of the bound against the timestep; nearly all bits are in the first timesteps."""
     import matplotlib
 
     matplotlib.use("Agg")
