@@ -35,7 +35,7 @@ from ddpm_mnist.options import (
     run_script,
     writable_problem,
 )
-from ddpm_mnist.sampling import Model, SampleOptions, Sampler, labels_for, load_model, sample_steps
+from ddpm_mnist.sampling import Model, SampleOptions, Sampler, is_checkpoint, labels_for, load_model, sample_steps
 
 
 @dataclass
@@ -125,7 +125,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         f"reads {read_right:.2%} of the test split; floor: as many training images in place of the samples; ±: 95%"
     )
     results = {
-        "weights_sha256": weights_sha256(Path(config.model)) if local else None,
+        "weights_sha256": weights_sha256(Path(config.model)) if local and not is_checkpoint(config.model) else None,
         "metrics": {f.name: round(float(f.value), 6) for f in figures},
         "ci": {f.name: float(f.ci) for f in figures if f.ci is not None},
         "floor": {f.name: float(f.floor) for f in figures if f.floor is not None},
@@ -146,8 +146,12 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def data_options_of(model: str) -> dict:
-    """The data options that a model was trained with, from its `train_config.yaml`; empty where there is none."""
-    path = Path(model).expanduser() / "train_config.yaml"
+    """The data options that a model was trained with, from its `train_config.yaml`; empty where there is none.
+
+    A checkpoint's is in the folder of its run.
+    """
+    folder = Path(model).expanduser()
+    path = (folder.parent if is_checkpoint(folder) else folder) / "train_config.yaml"
     values = read_yaml("--model", path) if path.is_file() else {}
     return {option.name: values[option.name] for option in options_of(DataOptions) if option.name in values}
 

@@ -78,7 +78,7 @@ class Model:
         return SAMPLERS[name].from_config(self.scheduler.config), steps
 
 
-def is_checkpoint(name: str) -> bool:
+def is_checkpoint(name: str | Path) -> bool:
     """Whether a folder is a checkpoint of a training run."""
     return (Path(name) / "state.pt").is_file() and (Path(name) / "unet").is_dir()
 

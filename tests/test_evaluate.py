@@ -3,10 +3,11 @@
 import json
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, python
+from conftest import ROOT, blob, python, trained
 from scipy.stats import norm
 
 from ddpm_mnist import DDPMScheduler
@@ -29,6 +30,7 @@ from ddpm_mnist.evaluation.metrics import (
     precision_recall,
 )
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
+from ddpm_mnist.training.config import parse_args
 
 
 def gaussian(count: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
@@ -258,6 +260,47 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp
     assert json.loads((tmp_path / "again/evaluation.json").read_text())["metrics"] == results["metrics"]
     assert (kept / "model.safetensors").stat().st_mtime_ns == written  # read from the cache
     assert "training the classifier" not in again.stderr.split("sampling")[0]
+
+
+def test_the_data_is_by_default_what_the_model_was_trained_on(tmp_path):
+    """All of training's data options, from the model's own record; the command line wins."""
+    import evaluate as command
+    from ddpm_mnist.data import DataOptions
+    from ddpm_mnist.options import options_of
+    from ddpm_mnist.training.config import TrainConfig
+
+    names = {option.name for option in options_of(DataOptions)}
+    for cls in (TrainConfig, command.EvaluateConfig):
+        assert names <= {option.name for option in options_of(cls)}
+    recorded = parse_args(["--dataset_name=/some/set", "--image_column=mask", "--center_crop", "--max_resident_gb=7"])
+    (tmp_path / "train_config.yaml").write_text(recorded.to_yaml(), encoding="utf-8")
+    (tmp_path / "checkpoint-8/unet").mkdir(parents=True)
+    (tmp_path / "checkpoint-8/state.pt").write_bytes(b"")
+    for model in (tmp_path, tmp_path / "checkpoint-8"):
+        config = command.parse_args(["--model", str(model), "--image_column=image"])
+        assert (config.dataset_name, config.image_column) == ("/some/set", "image")
+        assert config.center_crop is True and config.max_resident_gb == 7.0 and config.scheduler == "ddim"
+
+
+def test_a_set_with_two_image_columns_is_evaluated_as_it_was_trained(tmp_path):
+    rows = {key: [blob(i) for i in range(40)] for key in ("image", "mask")} | {"label": [i % 4 for i in range(40)]}
+    features = {key: datasets.Image() for key in ("image", "mask")} | {"label": datasets.ClassLabel(num_classes=4)}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    (tmp_path / "set").mkdir()
+    for split, part in (("train", made.select(range(28))), ("test", made.select(range(28, 40)))):
+        part.to_parquet(tmp_path / f"set/{split}.parquet")
+    out = trained(str(tmp_path / "set"), tmp_path / "out", image_column="image", max_train_steps=1, validation_steps=0)
+    args = ["--num_images", 12, "--num_inference_steps", 2, "--bound_images", 0, "--classifier_steps", 5]
+    done = python("evaluate.py", "--model", out, *args, "--min_classifier_accuracy", 0, HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert "12 test images of set" in results["protocol"] and str(tmp_path) not in json.dumps(results)
+
+
+def test_evaluate_looks_whether_it_may_write_before_it_measures(model, tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    done = python("evaluate.py", "--model", model, "--output_dir", tmp_path / "file/out")
+    assert done.returncode == 2 and "is a file; name a folder" in done.stderr and "training" not in done.stderr
 
 
 def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):

@@ -1,0 +1,85 @@
+"""Two hosts with a cable between them and a disk each: network namespaces, where the system lets us make them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, metrics, smoke_args
+
+from ddpm_mnist.training.checkpoint import list_checkpoints
+
+HOSTS = {0: ("ddpm-a", "10.177.0.1"), 1: ("ddpm-b", "10.177.0.2")}
+
+
+def ip(*args: str) -> bool:
+    try:
+        return subprocess.run(["ip", *args], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def cable():
+    """The two hosts, connected; yields nothing. Skips where namespaces are not allowed (`ip netns` needs root)."""
+    for name, _ in HOSTS.values():
+        ip("netns", "del", name)
+    if not all(ip("netns", "add", name) for name, _ in HOSTS.values()):
+        pytest.skip("network namespaces are not allowed here")
+    assert ip("link", "add", "ddpm0", "type", "veth", "peer", "name", "ddpm1")
+    for rank, (name, address) in HOSTS.items():
+        assert ip("link", "set", f"ddpm{rank}", "netns", name)
+        assert ip("-n", name, "addr", "add", f"{address}/24", "dev", f"ddpm{rank}")
+        assert ip("-n", name, "link", "set", f"ddpm{rank}", "up") and ip("-n", name, "link", "set", "lo", "up")
+    yield
+    for name, _ in HOSTS.values():
+        ip("netns", "del", name)
+
+
+def start(rank: int, disk, args: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    environment |= {"MASTER_ADDR": HOSTS[0][1], "MASTER_PORT": "29517", "GLOO_SOCKET_IFNAME": f"ddpm{rank}"}
+    environment |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    disk.mkdir(exist_ok=True)
+    command = ["ip", "netns", "exec", HOSTS[rank][0], sys.executable, str(ROOT / "train_ddpm_mnist.py"), *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=disk, env=environment, text=True, **pipes)
+
+
+def test_two_hosts_with_a_disk_each(cable, dataset_dir, tmp_path):
+    """Only the first writes; to resume, both must see the checkpoint, or it is said which does not."""
+    disks = {rank: tmp_path / f"disk{rank}" for rank in HOSTS}
+
+    def run(**options) -> list[tuple[int, str]]:
+        args = smoke_args(dataset_dir, "out", train_batch_size=8, validation_steps=0, logging_steps=1, **options)
+        hosts = [start(rank, disks[rank], args) for rank in HOSTS]
+        return [(host.returncode, said[0] + said[1]) for host, said in ((h, h.communicate(timeout=200)) for h in hosts)]
+
+    assert [code for code, _ in run(max_train_steps=4)] == [0, 0]
+    assert (disks[0] / "out/checkpoint-4").is_dir() and not (disks[1] / "out/checkpoint-4").exists()
+    (code, said), _ = run(max_train_steps=6, resume_from_checkpoint="latest")
+    assert code == 2 and "processes 1 do not see it; put --output_dir on a disk that all hosts share" in said
+    shutil.copytree(disks[0] / "out", disks[1] / "out")
+    assert [code for code, _ in run(max_train_steps=6, resume_from_checkpoint="latest")] == [0, 0]
+    assert sorted(metrics(disks[0] / "out", "loss")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_pulled_cable_ends_both_sides_with_the_last_checkpoint(cable, dataset_dir, tmp_path):
+    options = {"max_train_steps": 100_000, "checkpointing_steps": 3, "process_timeout_minutes": 0.2}
+    args = smoke_args(dataset_dir, "out", train_batch_size=8, validation_steps=0, logging_steps=1, **options)
+    hosts = [start(rank, tmp_path / f"disk{rank}", args) for rank in HOSTS]
+    try:
+        out, deadline = tmp_path / "disk0/out", time.monotonic() + 120
+        while not (out.exists() and list_checkpoints(out)):
+            assert time.monotonic() < deadline and hosts[0].poll() is None
+            time.sleep(0.05)
+        assert ip("-n", HOSTS[0][0], "link", "set", "ddpm0", "down")
+        said = [host.communicate(timeout=120) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [2, 2], said
+    assert "error: another process of the run is gone or stuck" in said[0][1] and "out/checkpoint-" in said[0][1]
+    assert not any("Traceback" in stderr for _, stderr in said)
