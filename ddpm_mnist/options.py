@@ -263,7 +263,8 @@ def run_script(main: Callable[[list[str]], int]) -> int:
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a locale that lacks a character must not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a locale that lacks a character must not end a run
     try:
         return main(arguments)
     except (ConfigError, OSError) as error:

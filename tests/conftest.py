@@ -114,6 +114,13 @@ def python(*args, processes: int = 1, cwd: Path = ROOT, **env) -> subprocess.Com
     )
 
 
+def in_process(main, *args) -> int:
+    """The exit code of a command's `main`, run in this process as a script: seconds of imports are saved."""
+    from ddpm_mnist.options import run_script
+
+    return run_script(lambda _: main([str(arg) for arg in args]))
+
+
 def metrics(output_dir: Path, key: str) -> dict[int, float]:
     """step -> value of one metric of a run."""
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]

@@ -7,9 +7,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, blob, python, trained
+from conftest import ROOT, blob, in_process, python, trained
 from scipy.stats import norm
 
+import evaluate as command
 from ddpm_mnist import DDPMScheduler
 from ddpm_mnist.data import Images, scale
 from ddpm_mnist.evaluation.bound import (
@@ -228,10 +229,13 @@ def test_pictures_are_drawn(tmp_path):
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
-def evaluate(model, dataset_dir, home, *options):
+def arguments(model, dataset_dir) -> list:
     args = ["--model", model, "--dataset_name", dataset_dir, "--num_images", 20, "--num_inference_steps", 3]
-    args += ["--bound_images", 2, "--classifier_steps", 40, "--min_classifier_accuracy", 0.05]
-    return python("evaluate.py", *args, *options, HF_HOME=str(home))
+    return [*args, "--bound_images", 2, "--classifier_steps", 40, "--min_classifier_accuracy", 0.05]
+
+
+def evaluate(model, dataset_dir, home, *options):
+    return python("evaluate.py", *arguments(model, dataset_dir), *options, HF_HOME=str(home))
 
 
 def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp_path):
@@ -282,7 +286,7 @@ def test_the_data_is_by_default_what_the_model_was_trained_on(tmp_path):
         assert config.center_crop is True and config.max_resident_gb == 7.0 and config.scheduler == "ddim"
 
 
-def test_a_set_with_two_image_columns_is_evaluated_as_it_was_trained(tmp_path):
+def test_a_set_with_two_image_columns_is_evaluated_as_it_was_trained(tmp_path, monkeypatch):
     rows = {key: [blob(i) for i in range(40)] for key in ("image", "mask")} | {"label": [i % 4 for i in range(40)]}
     features = {key: datasets.Image() for key in ("image", "mask")} | {"label": datasets.ClassLabel(num_classes=4)}
     made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
@@ -291,16 +295,17 @@ def test_a_set_with_two_image_columns_is_evaluated_as_it_was_trained(tmp_path):
         part.to_parquet(tmp_path / f"set/{split}.parquet")
     out = trained(str(tmp_path / "set"), tmp_path / "out", image_column="image", max_train_steps=1, validation_steps=0)
     args = ["--num_images", 12, "--num_inference_steps", 2, "--bound_images", 0, "--classifier_steps", 5]
-    done = python("evaluate.py", "--model", out, *args, "--min_classifier_accuracy", 0, HF_HOME=str(tmp_path / "home"))
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert in_process(command.main, "--model", out, *args, "--min_classifier_accuracy", 0) == 0
     results = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     assert "12 test images of set" in results["protocol"] and str(tmp_path) not in json.dumps(results)
 
 
-def test_evaluate_looks_whether_it_may_write_before_it_measures(model, tmp_path):
+def test_evaluate_looks_whether_it_may_write_before_it_measures(model, tmp_path, capfd):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    done = python("evaluate.py", "--model", model, "--output_dir", tmp_path / "file/out")
-    assert done.returncode == 2 and "is a file; name a folder" in done.stderr and "training" not in done.stderr
+    assert in_process(command.main, "--model", model, "--output_dir", tmp_path / "file/out") == 2
+    stderr = capfd.readouterr().err
+    assert "is a file; name a folder" in stderr and "training" not in stderr
 
 
 def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):
@@ -322,8 +327,9 @@ def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):
         (["--feature_extractor", "inception"], "--feature_extractor inception: not available"),
     ],
 )
-def test_evaluate_answers_bad_input_in_one_line(model, dataset_dir, tmp_path, options, message):
-    done = evaluate(model, dataset_dir, tmp_path, *([] if "--model" in options else []), *options)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+def test_evaluate_answers_bad_input_in_one_line(model, dataset_dir, tmp_path, options, message, monkeypatch, capfd):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert in_process(command.main, *arguments(model, dataset_dir), *options) == 2
+    stderr = capfd.readouterr().err
+    assert message in stderr.strip().splitlines()[-1] and "Traceback" not in stderr
     assert not (model / "evaluation.json").exists()
