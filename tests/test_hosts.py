@@ -11,6 +11,7 @@ from conftest import ROOT, metrics, smoke_args
 
 from ddpm_mnist.training.checkpoint import list_checkpoints
 
+pytestmark = pytest.mark.slow
 HOSTS = {0: ("ddpm-a", "10.177.0.1"), 1: ("ddpm-b", "10.177.0.2")}
 
 
