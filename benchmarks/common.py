@@ -1,27 +1,24 @@
-"""What the benchmarks share: a model and its training step, turns that are fair, a Markdown table."""
+"""Shared by the benchmarks: a model, its training step, interleaved timing, and Markdown tables."""
 
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import diffusers
 import torch
-import torch.nn.functional as F
+
+import ddpm_mnist
+from ddpm_mnist.loss import squared_error
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # so that `python benchmarks/NAME.py` runs from anywhere, nothing installed
-
-import ddpm_mnist  # noqa: E402
-
 STOCK, OURS = diffusers.UNet2DModel, ddpm_mnist.UNet2DModel
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def machine() -> str:
-    """The line under which figures are to be read."""
+    """The hardware and the library versions, in one line."""
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     cpu = next((line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")), platform.machine())
     bf16 = " with AVX512-BF16" if any("avx512_bf16" in line for line in cpuinfo()) else ""
@@ -29,12 +26,13 @@ def machine() -> str:
 
 
 def cpuinfo() -> list[str]:
+    """The lines of /proc/cpuinfo; empty where there is no such file."""
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def build(cls: type, widths: tuple[int, ...], head_dim: int | None, size: int = 28, channels: int = 1):
-    """The U-Net of configs/mnist.yaml, in these widths and from the same random weights whichever class it is."""
+    """The U-Net of configs/mnist.yaml with these widths. Both classes get the same initial weights."""
     torch.manual_seed(0)
     return cls(
         sample_size=size,
@@ -50,10 +48,12 @@ def build(cls: type, widths: tuple[int, ...], head_dim: int | None, size: int = 
 
 
 class Trainer:
-    """One model and its optimizer. `step` does the arithmetic of a training step and nothing else."""
+    """A model, its optimizer and one fixed batch. `step` is a training step without data loading or logging."""
 
     def __init__(self, unet: torch.nn.Module, batch_size: int, dtype: torch.dtype, fused: bool):
-        self.unet, self.dtype = unet, dtype
+        self.unet, bf16 = unet, dtype == torch.bfloat16
+        # Only the network runs in bf16, as with Accelerate; noise is added in float32.
+        self.predict = torch.autocast(DEVICE.type, torch.bfloat16)(unet.forward) if bf16 else unet
         self.scheduler = ddpm_mnist.DDPMScheduler()
         self.optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=fused)
         shape = (batch_size, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
@@ -61,16 +61,13 @@ class Trainer:
         self.timesteps = torch.randint(0, 1000, (batch_size,), device=DEVICE)
 
     def step(self) -> None:
-        noisy_images = self.scheduler.add_noise(self.images, self.noise, self.timesteps)
-        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            model_output = self.unet(noisy_images, self.timesteps).sample
-        F.mse_loss(model_output.float(), self.noise).backward()
+        squared_error(self.predict, self.scheduler, self.images, self.noise, self.timesteps).mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 def take_turns(functions: dict[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each, called one after the other, round by round: what disturbs the machine meets all alike."""
+    """The median seconds of each function. They are called in turns, so that other load on the machine affects all."""
     seconds = {name: [] for name in functions}
     for i in range(warm_up + repeats):
         for name, function in functions.items():
@@ -84,7 +81,7 @@ def take_turns(functions: dict[str, Callable[[], object]], repeats: int, warm_up
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A Markdown table on stdout, a row as soon as it is known."""
+    """Print a Markdown table, each row as soon as it is known."""
     header = list(header)
     print(f"| {' | '.join(header)} |\n| {' | '.join('---' for _ in header)} |")
     for row in rows:

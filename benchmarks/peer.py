@@ -1,11 +1,11 @@
-"""The peer: what diffusers' examples/unconditional_image_generation/train_unconditional.py does, written plainly.
+"""The peer: a short version of diffusers' examples/unconditional_image_generation/train_unconditional.py.
 
-    python benchmarks/peer.py --dataset_name ylecun/mnist --max_train_steps 500 --output_dir /tmp/peer
+    python -m benchmarks.peer --dataset_name ylecun/mnist --max_train_steps 500 --output_dir /tmp/peer
 
-Its data path (images decoded and transformed one by one in a DataLoader), its default optimizer, learning rate, batch,
-precision and EMA, its `.item()` at every step, stock's classes. Only the U-Net's size is that of configs/mnist.yaml,
-with stock's default heads: its own default, 114 M parameters at 64x64, is not for MNIST on a CPU. Exports a
-DDPMPipeline.
+It keeps that script's data path (a DataLoader decodes and transforms the images one by one), classes, `.item()` at
+every step, and defaults for optimizer, learning rate, batch, precision and EMA. Only the U-Net is smaller: the size of
+configs/mnist.yaml with stock's default heads, because that script's own default (114 M parameters at 64x64) is too
+large for MNIST on a CPU. Exports a DDPMPipeline.
 """
 
 import argparse
@@ -18,15 +18,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from common import STOCK, build
 from datasets import load_dataset
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from .common import STOCK, build
+
 
 def transform(examples: dict) -> dict:
-    """To float32 `[1, 28, 28]` in [-1, 1], image by image, as torchvision's transforms do it in the peer's script."""
+    """Images as float32 `[1, 28, 28]` in [-1, 1], one by one, as torchvision's transforms do in diffusers' script."""
     images = [torch.from_numpy(np.array(image, dtype=np.float32) / 255)[None] for image in examples["image"]]
     return {"input": [(image - 0.5) / 0.5 for image in images]}
 
@@ -91,7 +92,7 @@ def main() -> None:
     ema_model.copy_to(model.parameters())
     diffusers.DDPMPipeline(unet=model, scheduler=noise_scheduler).save_pretrained(args.output_dir)
     results = {"images_per_second": rate, "loss": float(np.mean(losses[-100:]))}
-    Path(args.output_dir, "peer.json").write_text(json.dumps(results))
+    Path(args.output_dir, "peer.json").write_text(json.dumps(results), encoding="utf-8")
     print(results)
 
 

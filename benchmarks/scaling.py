@@ -1,7 +1,7 @@
-"""How time and memory grow: `python benchmarks/scaling.py --dataset_name ylecun/mnist`
+"""How time and memory scale: `python -m benchmarks.scaling --dataset_name ylecun/mnist`
 
 1. The whole script with one process and with two, which share the cores and the batch (torchrun over gloo).
-2. One training step against image size, width and batch: images a second, and the peak memory of a process of its own.
+2. One training step against image size, width and batch: images a second, and peak memory in a fresh process.
 3. The time to draw a batch, and the memory, against the number of images.
 """
 
@@ -18,27 +18,30 @@ import time
 from pathlib import Path
 
 import torch
-from common import OURS, ROOT, Trainer, build, machine, table, take_turns
 
 from ddpm_mnist.data import Images, index_batches
 
+from .common import OURS, ROOT, Trainer, build, machine, table, take_turns
+
 
 def images_per_second(processes: int, batch_size: int, dataset: list[str], steps: int) -> float:
-    """Of the whole script, validation and checkpoints left out: the median over the logged stretches but the first."""
+    """Of the whole script without validation and checkpoints: the median of the logged rates except the first."""
     with tempfile.TemporaryDirectory() as folder:
-        launcher = ["torch.distributed.run", f"--nproc_per_node={processes}"]
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         options = [f"--output_dir={folder}/run", f"--train_batch_size={batch_size}", f"--max_train_steps={steps}"]
         options += ["--validation_steps=0", "--checkpointing_steps=100000", "--logging_steps=10"]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         command = [sys.executable, "-m", *launcher, "train_ddpm_mnist.py", *dataset, *options]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-        lines = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     return statistics.median(line["images_per_second"] for line in lines[1:] if "images_per_second" in line)
 
 
 def process_rows(dataset: list[str], batch_size: int, steps: int, repeats: int):
     rates = {1: [], 2: []}
-    for _ in range(repeats):  # turn about
+    for _ in range(repeats):  # in turns
         for processes, rate in rates.items():
             rate.append(images_per_second(processes, batch_size // processes, dataset, steps))
     one = statistics.median(rates[1])
@@ -48,7 +51,7 @@ def process_rows(dataset: list[str], batch_size: int, steps: int, repeats: int):
 
 
 def measure_step(size: int, widths: tuple[int, ...], batch_size: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Seconds of a training step, and the peak memory in MB of this process over what it held before the model."""
+    """Seconds of a training step, and how many MB the peak memory of this process grew for it."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer = Trainer(build(OURS, widths, None, size), batch_size, dtype, fused=True)
     seconds = take_turns({"step": trainer.step}, 3, warm_up=1)["step"]
@@ -62,7 +65,7 @@ def growth_rows(dtype: torch.dtype):
     context = multiprocessing.get_context("spawn")
     for change in changes:
         shape = base | change
-        with context.Pool(1) as pool:  # a process of its own, or the peak would be that of an earlier one
+        with context.Pool(1) as pool:  # a fresh process: the peak of an old one never falls
             seconds, megabytes = pool.apply(measure_step, (*shape.values(), dtype))
         rate = shape["batch_size"] / seconds
         yield *shape.values(), f"{seconds * 1e3:.0f}", f"{rate:.0f}", f"{megabytes:.0f}"
@@ -81,12 +84,12 @@ def dataset_rows():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset_name", help="default: that of the script")
-    parser.add_argument("--steps", type=int, default=60, help="of each run of the script")
+    parser.add_argument("--dataset_name", help="default: the script's own")
+    parser.add_argument("--steps", type=int, default=60, help="updates in each run of the script")
     parser.add_argument("--repeats", type=int, default=3, help="runs of the script for each number of processes")
     args = parser.parse_args()
     dataset = [f"--dataset_name={args.dataset_name}"] if args.dataset_name else []
-    print(f"Growth. {machine()}.\n")
+    print(f"Scaling. {machine()}.\n")
     header = ("processes", "batch of each", "images/s together", "/ one process")
     table(header, process_rows(dataset, 64, args.steps, args.repeats))
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):

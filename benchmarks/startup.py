@@ -1,6 +1,6 @@
-"""From the command to the first update: `python benchmarks/startup.py --dataset_name ylecun/mnist`
+"""Time from the command to the first update: `python -m benchmarks.startup --dataset_name ylecun/mnist`
 
-Run it twice; the first fills the caches (the decoded images, Python's compiled files).
+Run it twice: the first run fills the caches (decoded images, Python's compiled files).
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, machine, table
+from .common import ROOT, machine, table
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "transformers", "train_ddpm_mnist")
 
@@ -30,17 +30,17 @@ def first_update(launcher: list[str], dataset: list[str]) -> float:
             stderr=subprocess.DEVNULL,
         )
         log = Path(folder, "run/metrics.jsonl")
-        while process.poll() is None and not (log.exists() and log.read_text().endswith("}\n")):
+        while process.poll() is None and not (log.exists() and log.read_text(encoding="utf-8").endswith("}\n")):
             time.sleep(0.01)
         seconds = time.perf_counter() - started
         if process.wait():
             raise SystemExit(f"training failed with exit code {process.returncode}; run it by hand to see why")
-        assert json.loads(log.read_text().splitlines()[0])["step"] == 1
+        assert json.loads(log.read_text(encoding="utf-8").splitlines()[0])["step"] == 1
     return seconds
 
 
 def import_seconds() -> dict[str, float]:
-    """Seconds of each library's import within that of the script, those that it imports itself included."""
+    """Seconds that each library's import takes within the script's, including what the library itself imports."""
     command = [sys.executable, "-X", "importtime", "-c", "import train_ddpm_mnist"]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
     found = re.findall(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", lines, re.MULTILINE)
@@ -49,7 +49,7 @@ def import_seconds() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset_name", help="default: that of the script")
+    parser.add_argument("--dataset_name", help="default: the script's own")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     dataset = [f"--dataset_name={args.dataset_name}"] if args.dataset_name else []
@@ -62,7 +62,7 @@ def main() -> None:
             for name, launcher in launchers.items()
         ),
     )
-    print("Of them the imports, each with what it imports first:\n")
+    print("Of these seconds, the imports (each includes what it is the first to import):\n")
     table(("import", "seconds"), ((name, f"{seconds:.2f}") for name, seconds in import_seconds().items()))
 
 

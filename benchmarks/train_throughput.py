@@ -1,16 +1,18 @@
-"""Training speed beside stock diffusers: `python benchmarks/train_throughput.py`
+"""Training speed beside stock diffusers: `python -m benchmarks.train_throughput`
 
 A training step is noise, forward, loss, backward and AdamW, on images in memory. "stock" is diffusers' UNet2DModel with
-its default heads, 8 wide, and PyTorch's default AdamW, as train_unconditional.py trains it. "stock, one head" and
-"ours, heads of 8" tell what the choice of the heads does from what the code does. All take turns in one process.
+its default heads, 8 wide, and PyTorch's default AdamW, as in train_unconditional.py. "stock, one head" and "ours, heads
+of 8" separate the effect of the heads from that of the code. All models take turns in one process.
 """
 
 import argparse
 
 import torch
-from common import DEVICE, OURS, STOCK, Trainer, build, machine, table, take_turns
-from ddpm_mnist.run import keep_freed_memory
 from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_mnist.training.hardware import keep_freed_memory
+
+from .common import DEVICE, OURS, STOCK, Trainer, build, machine, table, take_turns
 
 MODELS = {
     "stock": (STOCK, 8, False),
@@ -22,7 +24,7 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def peak_gflops(dtype: torch.dtype) -> float:
-    """What a large matrix product reaches here."""
+    """The speed of a large matrix product on this machine."""
     size = 2048 if DEVICE.type == "cpu" else 8192
     a = torch.randn(size, size, device=DEVICE).to(dtype)
     return 2 * size**3 / take_turns({"product": lambda: a @ a}, 7)["product"] / 1e9
@@ -57,14 +59,14 @@ def rows(widths_list: list[tuple[int, ...]], batch_size: int, steps: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=9, help="of each model, after two to warm up")
-    parser.add_argument("--widths", default="32,64,64 16,32,64 64,128,128", help="block_out_channels, of each model")
-    parser.add_argument("--keep_freed_memory", action="store_true", help="for all, as our script does for itself")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each model, after two to warm up")
+    parser.add_argument("--widths", default="32,64,64 16,32,64 64,128,128", help="block_out_channels; one model each")
+    parser.add_argument("--keep_freed_memory", action="store_true", help="call mallopt as our script does")
     args = parser.parse_args()
     if args.keep_freed_memory:
         keep_freed_memory()
     widths = [tuple(map(int, one.split(","))) for one in args.widths.split()]
-    memory = "kept by all (mallopt)" if args.keep_freed_memory else "as the system has it"
+    memory = "kept (mallopt)" if args.keep_freed_memory else "the system's default"
     print(f"Training, batch {args.batch_size}, 28x28, median of {args.steps} steps. {machine()}.")
     print(f"Freed memory: {memory}.\n")
     header = ("U-Net", "code", "precision", "images/s", "/ stock float32", "/ stock bf16", "GFLOP/s", "of the peak")

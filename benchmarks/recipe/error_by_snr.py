@@ -1,24 +1,20 @@
-"""How wrong is the predicted x_0, by signal-to-noise ratio? Tells recipes apart in seconds, without sampling.
+"""The error of the predicted x_0 by signal-to-noise ratio. Compares recipes in seconds, without sampling.
 
-    python benchmarks/recipe/error_by_snr.py --dataset_name ylecun/mnist --models FOLDER [FOLDER ...]
+    python -m benchmarks.recipe.error_by_snr --dataset_name ylecun/mnist --models FOLDER [FOLDER ...]
 
-The mean square error of x_0 (images in [-1, 1]) on test images, on the same noise for every model, at log SNRs and not
-at timesteps, so that models with other schedules and targets can stand side by side. Where log SNR is -2 the digit is
-being decided: of all columns that one goes best with the Fréchet distance of samples (README.md here).
+Prints the mean squared error of x_0 (images in [-1, 1]) on test images, with the same noise for every model. The
+columns are log SNRs and not timesteps, so that models with different schedules and targets can be compared. At log SNR
+-2 the digit is being decided: of all columns, that one correlates best with the Fréchet distance of samples (see
+README.md in this folder).
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from ddpm_mnist.config import TrainConfig
-from ddpm_mnist.draws import seeded_generator
-from ddpm_mnist.generate import GenerateConfig, load_model
-
-from ddpm_mnist.data import load_data, scale
+from ddpm_mnist.data import DataOptions, ImageShape, load_data, scale
+from ddpm_mnist.randomness import seeded_generator
+from ddpm_mnist.sampling import load_model
 
 LOG_SNRS = (4, 2, 0, -1, -2, -3, -4, -6)
 
@@ -26,7 +22,7 @@ LOG_SNRS = (4, 2, 0, -1, -2, -3, -4, -6)
 @torch.no_grad()
 def x0_error(unet, scheduler, images: torch.Tensor, noise: torch.Tensor, log_snr: float) -> float:
     """Mean over images `[N, C, H, W]` and their pixels, at the timestep nearest to `log_snr`."""
-    scheduler.register_to_config(clip_sample=False)  # what the network says, not what clipping makes of it
+    scheduler.register_to_config(clip_sample=False)  # measure the network alone
     alphas_cumprod = scheduler.alphas_cumprod
     t = (torch.log(alphas_cumprod / (1 - alphas_cumprod)) - log_snr).abs().argmin()
     errors = []
@@ -44,17 +40,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="folders of unconditional pipelines")
     parser.add_argument("--num_images", type=int, default=400)
     args = parser.parse_args()
-    config = TrainConfig(dataset_name=args.dataset_name, num_validation_samples=args.num_images)
-    config.unet = {"in_channels": 1, "sample_size": 28}
-    images = scale(load_data(config).test.images)
+    data = load_data(DataOptions(dataset_name=args.dataset_name), ImageShape(channels=1, size=28), args.num_images)
+    images = scale(data.test.images)
     noise = torch.randn(images.shape, generator=seeded_generator(0, "held-out noise"))
     print("| log SNR", *LOG_SNRS, "", sep=" | ")
     print("| ---" * (len(LOG_SNRS) + 1) + " |")
-    for model in args.models:
-        unet, scheduler, _ = load_model(GenerateConfig(model=model, scheduler="ddpm"))
-        unet = unet.cpu()
-        errors = [x0_error(unet, scheduler, images, noise, log_snr) for log_snr in LOG_SNRS]
-        print(f"| {model}", *(f"{error:.4f}" for error in errors), "", sep=" | ", flush=True)
+    for name in args.models:
+        model = load_model(name)
+        unet = model.unet.cpu()
+        errors = [x0_error(unet, model.scheduler, images, noise, log_snr) for log_snr in LOG_SNRS]
+        print(f"| {name}", *(f"{error:.4f}" for error in errors), "", sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

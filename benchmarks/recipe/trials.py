@@ -1,8 +1,8 @@
-"""Which recipe gives the best digits for the minutes? `python benchmarks/recipe/trials.py --dataset_name ylecun/mnist`
+"""Compare recipes at equal training time: `python -m benchmarks.recipe.trials --dataset_name ylecun/mnist`
 
-Each trial is the default with something changed, trained for as many updates as its own measured speed fits into
-`--minutes` (a short run, alone on the machine, measures it; start-up, validation and export are left out), then judged
-by `python -m ddpm_mnist.evaluate`. Appends to `trials.jsonl` beside this file and prints all of it as a table.
+Each trial is the default with something changed. A short run measures its speed, without start-up, validation and
+export. The trial then trains for as many updates as fit into `--minutes` at that speed, and `python evaluate.py`
+measures the model. Results are appended to `trials.jsonl` in this folder, and all of that file is printed as a table.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TRIALS = {  # name: options over configs/mnist.yaml
     "learning rate 8e-3": ["--learning_rate=8e-3"],
     "two layers a block": ["--unet.layers_per_block=2"],
 }
-PEERS = {  # name: options of benchmarks/peer.py
+PEERS = {  # name: options of benchmarks.peer
     "stock, its defaults": [],
     "stock, bf16, batch 64, learning rate 2e-3": [
         "--mixed_precision=bf16",
@@ -47,21 +47,22 @@ PEERS = {  # name: options of benchmarks/peer.py
 
 
 def train(name: str, options: list[str], steps: int, output_dir: Path, dataset: list[str]) -> tuple[float, float]:
-    """Images a second and the loss at the end."""
-    command = [sys.executable, "benchmarks/peer.py" if name in PEERS else "train_ddpm_mnist.py", *dataset, *options]
-    command += [f"--output_dir={output_dir}", f"--max_train_steps={steps}"]
+    """Train in a process of its own; returns images a second, and the loss at the end."""
+    script = ["-m", "benchmarks.peer"] if name in PEERS else ["train_ddpm_mnist.py"]
+    command = [sys.executable, *script, *dataset, *options, f"--output_dir={output_dir}", f"--max_train_steps={steps}"]
     if name not in PEERS:
         command += ["--validation_steps=0", "--checkpointing_steps=1000000", "--logging_steps=10", "--report_to=none"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if name in PEERS:
-        results = json.loads((output_dir / "peer.json").read_text())
+        results = json.loads((output_dir / "peer.json").read_text(encoding="utf-8"))
         return results["images_per_second"], results["loss"]
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    rate = statistics.median(line["images_per_second"] for line in lines[1:])
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rate = statistics.median(line["images_per_second"] for line in lines[1:] or lines)
     return rate, statistics.mean(line["loss"] for line in lines[-10:])
 
 
 def batch_size(options: list[str], name: str) -> int:
+    """The batch size of a trial, from its options or the default."""
     given = [int(o.split("=")[1]) for o in options if o.startswith("--train_batch_size=")]
     return given[0] if given else 16 if name in PEERS else 64
 
@@ -70,9 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_name", default="ylecun/mnist")
     parser.add_argument("--minutes", type=float, default=4)
-    parser.add_argument("--only", nargs="*", help="names of trials; default: all, the peers too")
+    parser.add_argument("--only", nargs="*", help="names of trials; default: all, with the peers")
     parser.add_argument("--num_images", type=int, default=1000)
-    parser.add_argument("--keep", help="folder for the models; default: they are thrown away")
+    parser.add_argument("--keep", help="folder to keep the models in; default: they are deleted")
     args = parser.parse_args()
     dataset, results = [f"--dataset_name={args.dataset_name}"], HERE / "trials.jsonl"
     trials = {name: options for name, options in (TRIALS | PEERS).items() if not args.only or name in args.only}
@@ -81,23 +82,23 @@ def main() -> None:
         plan = {}
         for i, (name, options) in enumerate(trials.items()):  # all speeds first, while the machine is quiet
             rate, _ = train(name, options, 30, Path(folder, f"speed-{i}"), dataset)
-            plan[name] = (options, rate, round(args.minutes * 60 * rate / batch_size(options, name)))
+            plan[name] = (options, rate, max(1, round(args.minutes * 60 * rate / batch_size(options, name))))
             print(f"{name}: {rate:.0f} images/s, {plan[name][2]} updates", flush=True)
         for name, (options, rate, steps) in plan.items():
             output_dir = kept / "".join(c if c.isalnum() else "-" for c in f"{name} {args.minutes:g}")
             _, loss = train(name, options, steps, output_dir, dataset)
-            command = [sys.executable, "-m", "ddpm_mnist.evaluate", f"--model={output_dir}", *dataset]
+            command = [sys.executable, "evaluate.py", f"--model={output_dir}", *dataset]
             command += [f"--num_images={args.num_images}", "--bound_images=0"]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            metrics = json.loads((output_dir / "evaluation.json").read_text())["metrics"]
+            metrics = json.loads((output_dir / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
             row = {"trial": name, "minutes": args.minutes, "updates": steps, "images_per_second": rate, "loss": loss}
-            with results.open("a") as file:
+            with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row | metrics) + "\n")
             print(name, metrics, flush=True)
 
     print("\n| minutes | recipe | updates | images/s | loss | Fréchet | confident | precision | recall | coverage |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     for r in sorted(rows, key=lambda r: (r["minutes"], r["frechet_distance"])):
         print(
             f"| {r['minutes']:g} | {r['trial']} | {r['updates']:,} | {r['images_per_second']:.0f} | {r['loss']:.4f} |"
