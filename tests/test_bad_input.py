@@ -283,7 +283,7 @@ def test_resolution_is_the_size_of_the_unet():
     assert parse_args(["--resolution", "32", "--unet.sample_size=32"]).unet["sample_size"] == 32
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_any_text_is_a_config_or_one_line(tmp_path, seed):
     """Characters flipped, dropped, doubled, lines swapped: 100 mutations of each config. Never another error."""
     chance, valid = random.Random(seed), 0

@@ -58,7 +58,6 @@ SHOWN = {  # name: (file, the grey pixels that a viewer shows)
     "RGB": (encode(Image.fromarray(RAMP).convert("RGB")), RAMP),
     "P": (encode(Image.fromarray(RAMP).convert("P")), RAMP),
     "CMYK": (encode(Image.fromarray(RAMP).convert("RGB").convert("CMYK"), "TIFF"), RAMP),
-    "YCbCr": (encode(Image.fromarray(RAMP).convert("YCbCr"), "TIFF"), RAMP),
     "opaque RGBA": (encode(Image.fromarray(RAMP).convert("RGBA")), RAMP),
     "I;16 PNG": (encode(Image.fromarray(RAMP.astype(np.uint16) * 257)), RAMP),
     "I;16 TIFF": (encode(Image.fromarray(RAMP.astype(np.uint16) * 257), "TIFF"), RAMP),
@@ -223,7 +222,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_bytes_are_pixels_or_one_line(seed):
     """Truncated, flipped, inserted, dropped: 100 mutations of each kind of file. Never another error, never a hang."""
     chance, decoded = random.Random(seed), 0

@@ -187,12 +187,14 @@ def make_repo(api, repo_id: str, private: bool, revision: str | None) -> str:
 
 def edited_on_the_hub(api, repo_id: str, revision: str | None, model_dir: Path) -> bool:
     """Whether the card on the Hub was written or edited there: it is not ours, nor the one pushed from here last."""
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)
             there = Path(path).read_bytes()
+        except LocalEntryNotFoundError as error:  # the Hub was not reached; an EntryNotFoundError by its class
+            raise explain(error, repo_id) from error
         except (EntryNotFoundError, RepositoryNotFoundError):
             return False
         except Exception as error:
