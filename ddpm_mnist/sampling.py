@@ -7,6 +7,7 @@ batches, the samplers, and reading a model.
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from .client import go_offline, hub_status
+from .client import hub_or_cache
 from .data import to_uint8
 from .options import ConfigError, first_line, opt
 from .pipeline import count_classes, denoise
@@ -83,6 +84,15 @@ def is_checkpoint(name: str | Path) -> bool:
     return (Path(name) / "state.pt").is_file() and (Path(name) / "unet").is_dir()
 
 
+def found(name: str, option: str) -> AbstractContextManager:
+    """The context to load a model in: see `hub_or_cache`; nothing special for a folder."""
+    if Path(name).exists():
+        return nullcontext()
+    return hub_or_cache(
+        name, "model", f"{option} {name}: neither a folder nor on the Hub; check it, or `hf auth login`"
+    )
+
+
 def load_unet(name: str, option: str = "--model") -> UNet2DModel:
     """The U-Net of a pipeline (folder or Hub id), or of a checkpoint folder, whose averaged weights are preferred.
 
@@ -99,14 +109,11 @@ def load_unet(name: str, option: str = "--model") -> UNet2DModel:
         )
     else:
         subfolder = "unet"
-    if not local.exists():
-        status = hub_status(name, "model")
-        if status == "missing":
-            raise ConfigError(f"{option} {name}: neither a folder nor on the Hub; check the name, or `hf auth login`")
-        if status == "unreachable":
-            go_offline()
     try:
-        return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+        with found(name, option):
+            return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+    except ConfigError:
+        raise
     except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
         raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
 
@@ -123,8 +130,11 @@ def load_model(name: str) -> Model:
             run = torch.load(Path(name) / "state.pt", map_location="cpu", weights_only=True)["run"]
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
             return Model(unet, DDPMScheduler(**run["scheduler"]), null)
-        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-        return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
+        with found(name, "--model"):
+            scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+            return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
 

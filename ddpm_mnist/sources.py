@@ -9,7 +9,7 @@ import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
-from .client import go_offline, hub_status
+from .client import hub_or_cache
 from .options import ConfigError, cause_of, shorten
 
 DEFAULT_DATASET = "ylecun/mnist"
@@ -35,16 +35,13 @@ def load_splits(
     local = path.exists()
     if not local and (name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or path.is_absolute()):
         raise ConfigError(f"{option}: no such folder")
-    if not local:
-        status = hub_status(name, "dataset")
-        if status == "missing":
-            raise ConfigError(f"{option}: not on the Hub, or private; check the name, or log in with `hf auth login`")
-        if status == "unreachable":
-            go_offline()
+    missing = f"{option}: not on the Hub, or private; check the name, or log in with `hf auth login`"
     try:
-        found = read_local(path, config_name, cache_dir) if local else datasets.load_dataset(
-            name, config_name, cache_dir=cache_dir
-        )  # fmt: skip
+        if local:
+            found = read_local(path, config_name, cache_dir)
+        else:
+            with hub_or_cache(name, "dataset", missing):
+                found = datasets.load_dataset(name, config_name, cache_dir=cache_dir)
     except ConfigError:
         raise
     except ConnectionError:

@@ -96,7 +96,9 @@ class HubServer:
 
         # LFS objects have an address of their own, as the Hub's have: clients take the two hosts differently
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
+        ports = [server.server_address[1] for server in self.servers]
+        # Two host names, as the real ones are: the client sends its token to the first only.
+        self.url, self.storage_url = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
 
     def __enter__(self) -> "HubServer":
         for server in self.servers:

@@ -18,7 +18,7 @@ import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.loss import loss_weights, prediction_target
 from ddpm_mnist.randomness import draw_noise_and_timesteps
-from ddpm_mnist.training import setup
+from ddpm_mnist.training import hardware, setup
 from ddpm_mnist.training.checkpoint import load_state
 from ddpm_mnist.training.config import parse_args
 
@@ -183,7 +183,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
 
     The first scale is so large that gradients overflow until it has been halved enough.
     """
-    original = setup.Accelerator
+    original = hardware.Accelerator
 
     def accelerator(**kwargs):
         made = original(**kwargs)
@@ -191,7 +191,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
         made.native_amp, made.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**24)
         return made
 
-    monkeypatch.setattr(setup, "Accelerator", accelerator)
+    monkeypatch.setattr(hardware, "Accelerator", accelerator)
     steps = 30
     options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer}
     out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)

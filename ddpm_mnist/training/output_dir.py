@@ -58,6 +58,8 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
     if problem := writable_problem(output_dir):
         raise ConfigError(f"{option}: {problem}")
+    if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
+        lock_output_dir(output_dir, warn).release()
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, warn)
         if checkpoint is not None:
