@@ -23,7 +23,7 @@ from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.evaluation.classifier import get_classifier
 from ddpm_mnist.evaluation.metrics import frechet_distance
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, inception_features, neighbours_picture
-from ddpm_mnist.hub.export import weights_sha256
+from ddpm_mnist.hub.card import weights_sha256
 from ddpm_mnist.options import (
     ConfigError,
     no_such_option,

@@ -46,8 +46,16 @@ def blob(i: int, size: int = 28, mode: str = "L") -> Image.Image:
 def dataset_dir(tmp_path_factory) -> str:
     """A folder for --dataset_name: real MNIST where the environment names it, else a tiny set in the same layout."""
     real = os.environ.get("DDPM_MNIST_DATASET")
-    if real:
-        return str(Path(real).resolve())
+    return str(Path(real).resolve()) if real else tiny_dataset(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset_dir(tmp_path_factory) -> str:
+    """The tiny set, for processes with an empty cache, which would take seconds to decode all of MNIST again."""
+    return tiny_dataset(tmp_path_factory)
+
+
+def tiny_dataset(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("data") / "mnist"
     folder.mkdir()
     for split, n in (("train", 250), ("test", 50)):

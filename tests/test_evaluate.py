@@ -239,7 +239,7 @@ def evaluate(model, dataset_dir, home, *options):
 
 
 def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp_path):
-    from ddpm_mnist.hub.export import weights_sha256
+    from ddpm_mnist.hub.card import weights_sha256
 
     done = evaluate(conditional_model, dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "results")
     assert done.returncode == 0, done.stderr

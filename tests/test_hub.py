@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
-from conftest import ROOT, blob, make_dataset, posix, python, smoke_args
+from conftest import ROOT, blob, in_process, make_dataset, posix, python, smoke_args
 from hub_server import File, HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from ddpm_mnist.hub.card import write_card
-from ddpm_mnist.hub.export import weights_sha256
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.hub.card import weights_sha256, write_card
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
 EXPECTED_FILES = {
@@ -36,21 +35,15 @@ EXPECTED_FILES = {
 }
 
 
-# The upload without the validation before it, which takes ten times as long.
+# The upload without the validation before it, which takes ten times as long; in a process that can be killed.
 PUSH_ALONE = """
 import sys
 from pathlib import Path
-from ddpm_mnist.options import run_script
 from huggingface_hub import HfApi
-from ddpm_mnist.hub.push import check_repo_id, files_to_push, make_repo, read_token, upload
+from ddpm_mnist.hub.push import files_to_push, make_repo, read_token, upload
 
-def main(arguments):
-    check_repo_id("REPO")
-    api, model = HfApi(token=read_token(None)), Path("MODEL")
-    print(upload(api, model, make_repo(api, "REPO", False, None), files_to_push(model, False, False)))
-    return 0
-
-sys.exit(run_script(main))
+api, model = HfApi(token=read_token(None)), Path("MODEL")
+upload(api, model, make_repo(api, "alice/digits", False, None), files_to_push(model, False, False))
 """
 
 
@@ -66,9 +59,42 @@ def client(hub: HubServer, home, token: str | None = None) -> dict[str, str]:
     return env | {"HF_TOKEN": token or "", "PYTHONPATH": ""}
 
 
-def push(hub, model, tmp_path, *args, token=ALICE, repo="alice/digits") -> subprocess.CompletedProcess:
+def push_outside(hub, model, tmp_path, *args, token=ALICE, repo="alice/digits") -> subprocess.CompletedProcess:
+    """push_to_hub.py in a process of its own."""
     command = ["push_to_hub.py", "--model_dir", model, "--hub_model_id", repo, *args]
     return python(*command, **client(hub, tmp_path / "home", token))
+
+
+class Pushed(NamedTuple):
+    """What a command in this process left, as a `subprocess.CompletedProcess` has it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def push(hub, monkeypatch, tmp_path, capfd):
+    """push(model, *args) -> `Pushed`; push_to_hub.py in this process, without the validation of the model."""
+    import push_to_hub
+    from ddpm_mnist.hub import push as module
+
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(module, "validate_model", lambda model_dir: None)
+
+    def run(model, *args, token: str | None = ALICE, repo: str = "alice/digits") -> Pushed:
+        monkeypatch.setenv("HF_TOKEN", token or "")
+        capfd.readouterr()
+        code = in_process(push_to_hub.main, "--model_dir", model, "--hub_model_id", repo, *args)
+        return Pushed(code, *capfd.readouterr())
+
+    return run
 
 
 def elsewhere(hub, tmp_path, code: str, token=None, name="fresh") -> subprocess.CompletedProcess:
@@ -82,7 +108,7 @@ def elsewhere(hub, tmp_path, code: str, token=None, name="fresh") -> subprocess.
 
 
 def test_train_push_load_generate(hub, model, tmp_path):
-    done = push(hub, model, tmp_path)
+    done = push_outside(hub, model, tmp_path)
     assert done.returncode == 0, done.stderr
     repo = hub.repo("alice/digits")
     assert set(repo.files()) == EXPECTED_FILES
@@ -101,7 +127,7 @@ def test_train_push_load_generate(hub, model, tmp_path):
 
 
 def test_conditional_trip(hub, conditional_model, tmp_path):
-    done = push(hub, conditional_model, tmp_path, repo="alice/seven")
+    done = push_outside(hub, conditional_model, tmp_path, repo="alice/seven")
     assert done.returncode == 0, done.stderr
     assert set(hub.repo("alice/seven").files()) == EXPECTED_FILES | {"pipeline.py"}
     code = """
@@ -126,12 +152,14 @@ assert UNet2DModel.from_pretrained(repo, subfolder="unet").config.num_class_embe
     assert Image.open(tmp_path / "fresh/seven.png").size == (28, 28)
 
 
-def test_train_with_push_to_hub(hub, dataset_dir, tmp_path):
-    args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=2, push_to_hub=True, hub_model_id="alice/trained")
+def test_train_with_push_to_hub(hub, tiny_dataset_dir, tmp_path):
+    args = smoke_args(
+        tiny_dataset_dir, tmp_path / "run", max_train_steps=2, push_to_hub=True, hub_model_id="alice/trained"
+    )
     done = python("train_ddpm_mnist.py", *args, **client(hub, tmp_path / "home", ALICE))
     assert done.returncode == 0, done.stderr
     assert "unet/diffusion_pytorch_model.safetensors" in hub.repo("alice/trained").files()
-    args = smoke_args(dataset_dir, tmp_path / "no", push_to_hub=True, hub_model_id="alice/no")
+    args = smoke_args(tiny_dataset_dir, tmp_path / "no", push_to_hub=True, hub_model_id="alice/no")
     early = python("train_ddpm_mnist.py", *args, **client(hub, tmp_path / "home", None))
     assert early.returncode == 2 and "no token" in early.stderr and not (tmp_path / "no").exists()
 
@@ -161,53 +189,54 @@ def test_train_on_a_dataset_from_the_hub(hub, tmp_path):
 # ---- what is pushed, and where -------------------------------------------------------------------------------------
 
 
-def test_nothing_changed_makes_no_commit_and_a_change_makes_one(hub, model, tmp_path):
+def test_nothing_changed_makes_no_commit_and_a_change_makes_one(hub, push, model):
     for _ in range(2):
-        done = push(hub, model, tmp_path, "--commit_message", "first")
+        done = push(model, "--commit_message", "first")
         assert done.returncode == 0, done.stderr
     history = hub.repo("alice/digits").branches["main"]
     assert [c.message for c in history] == ["initial commit", "first"]
-    assert push(hub, model, tmp_path, "--license", "apache-2.0", "--commit_message", "second").returncode == 0
+    assert push(model, "--license", "apache-2.0", "--commit_message", "second").returncode == 0
     assert [c.message for c in history] == ["initial commit", "first", "second"]
 
 
-def test_private_is_private(hub, model, tmp_path):
-    assert push(hub, model, tmp_path, "--private").returncode == 0
+def test_private_is_private(hub, push, model, tmp_path):
+    assert push(model, "--private").returncode == 0
     assert hub.repo("alice/digits").private
-    code = "from diffusers import DDPMPipeline; DDPMPipeline.from_pretrained('alice/digits')"
+    code = "from huggingface_hub import snapshot_download; snapshot_download('alice/digits')"
     assert elsewhere(hub, tmp_path, code, token=ALICE, name="alice").returncode == 0
     for token in (BOB, None):
-        assert elsewhere(hub, tmp_path, code, token=token, name=f"other{token}").returncode != 0
+        refused = elsewhere(hub, tmp_path, code, token=token, name=f"other{token}")
+        assert refused.returncode != 0 and "RepositoryNotFoundError" in refused.stderr
 
 
-def test_private_refuses_a_repo_that_is_public(hub, model, tmp_path):
+def test_private_refuses_a_repo_that_is_public(hub, push, model):
     hub.create("alice/digits")
-    done = push(hub, model, tmp_path, "--private")
+    done = push(model, "--private")
     assert done.returncode == 2 and "exists and is public" in done.stderr
     assert set(hub.repo("alice/digits").files()) == {".gitattributes"}
 
 
-def test_revision_and_pull_request(hub, model, tmp_path):
-    assert push(hub, model, tmp_path, "--revision", "v2").returncode == 0
+def test_revision_and_pull_request(hub, push, model):
+    assert push(model, "--revision", "v2").returncode == 0
     repo = hub.repo("alice/digits")
     assert set(repo.files("v2")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
-    done = push(hub, model, tmp_path, "--create_pr")
+    done = push(model, "--create_pr")
     assert done.returncode == 0 and "/discussions/1" in done.stdout
     assert set(repo.files("refs/pr/1")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
-    done = push(hub, model, tmp_path, "--create_pr", "--revision", "v2")
+    done = push(model, "--create_pr", "--revision", "v2")
     assert done.returncode == 2 and "--create_pr" in done.stderr
 
 
-def test_dry_run_lists_and_sends_nothing(hub, model, tmp_path):
-    done = push(hub, model, tmp_path, "--dry_run", token=None)
+def test_dry_run_lists_and_sends_nothing(hub, push, model):
+    done = push(model, "--dry_run", token=None)
     assert done.returncode == 0, done.stderr
     listed = {line.split()[-1] for line in done.stdout.splitlines() if re.match(r" +[\d,]+  \S+$", line)}
     assert listed == EXPECTED_FILES - {".gitattributes"}
     assert hub.requests == [] and hub.repos == {}
 
 
-def test_checkpoints_and_logs_go_only_when_asked(hub, model, tmp_path):
-    assert push(hub, model, tmp_path, "--include_checkpoints", "--tensorboard").returncode == 0
+def test_checkpoints_and_logs_go_only_when_asked(hub, push, model):
+    assert push(model, "--include_checkpoints", "--tensorboard").returncode == 0
     more = set(hub.repo("alice/digits").files()) - EXPECTED_FILES
     assert "checkpoint-8/state.pt" in more and any(path.startswith("logs/") for path in more)
 
@@ -222,7 +251,7 @@ def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, model, tmp
     (bare / "train_config.yaml").unlink()
     cases = ((broken, "stock diffusers cannot load"), (tmp_path, "no model_index.json"), (bare, "no train_config.yaml"))
     for folder, message in cases:
-        done = push(hub, folder, tmp_path)
+        done = push_outside(hub, folder, tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert hub.repos == {}
 
@@ -273,51 +302,30 @@ def test_card_has_only_figures_of_these_weights(model, tmp_path):
     assert "3.25" not in card.text and card.data.eval_results is None and "not tested" in card.text
 
 
-@pytest.fixture
-def push_here(hub, monkeypatch):
-    """push_here(folder, repo, **options) -> what it says; in this process, without the validation of the model."""
-    from huggingface_hub import constants
-
-    from ddpm_mnist.hub import push as module
-
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(module, "validate_model", lambda model_dir: None)
-    monkeypatch.setenv("HF_TOKEN", ALICE)
-
-    def run(folder, repo="alice/digits", **options) -> str:
-        said = []
-        module.push_model(folder, repo, say=said.append, **options)
-        return "\n".join(map(str, said))
-
-    return run
-
-
-def test_a_bare_name_is_answered_by_the_hub_before_the_card_is_written(hub, push_here, model, tmp_path):
-    said = push_here(copy(model, tmp_path), "digits")
+def test_a_bare_name_is_answered_by_the_hub_before_the_card_is_written(hub, push, model, tmp_path):
+    said = push(copy(model, tmp_path), repo="digits").stdout
     card = hub.repo("alice/digits").files()["README.md"].decode()
     for text in (card, said):
         assert 'from_pretrained("alice/digits")' in text and 'from_pretrained("digits")' not in text
-    with pytest.raises(ConfigError, match="--hub_model_id digits; write --hub_model_id USER/NAME"):
-        push_here(model, "digits", dry_run=True)
+    done = push(model, "--dry_run", repo="digits")
+    assert done.returncode == 2 and "--hub_model_id digits; write --hub_model_id USER/NAME" in done.stderr
 
 
-def test_a_card_edited_on_the_hub_stays_and_it_is_said(hub, push_here, model, tmp_path):
+def test_a_card_edited_on_the_hub_stays_and_it_is_said(hub, push, model, tmp_path):
     other = copy(model, tmp_path)
-    push_here(other)
+    push(other)
     repo = hub.repo("alice/digits")
     mine = {"README.md": File(b"# my own words", False), "other.txt": File(b"mine", False)}
     repo.add("main", "edit on the website", dict(repo.at("main").files) | mine)
-    assert "README.md of alice/digits was edited on the Hub: it stays" in push_here(other)
+    assert "README.md of alice/digits was edited on the Hub: it stays" in push(other).stdout
     assert repo.files()["README.md"] == b"# my own words" and repo.files()["other.txt"] == b"mine"
 
 
-def test_a_card_edited_here_is_pushed_again_after_each_edit(hub, push_here, model, tmp_path):
+def test_a_card_edited_here_is_pushed_again_after_each_edit(hub, push, model, tmp_path):
     other = copy(model, tmp_path)
     for words in ("# First words", "# Second words"):
         (other / "README.md").write_text(words, encoding="utf-8")
-        assert "edited on the Hub" not in push_here(other)
+        assert "edited on the Hub" not in push(other).stdout
         assert hub.repo("alice/digits").files()["README.md"].decode() == words
 
 
@@ -326,12 +334,12 @@ def copy(model, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-def test_no_path_or_user_name_leaves_the_machine(hub, dataset_dir, tmp_path):
+def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tmp_path):
     """In whatever the run, its evaluation and the push write and send."""
     (tmp_path / "secret-user").mkdir()
     (tmp_path / "secret-user/token").write_text(ALICE, encoding="utf-8")
     data, out = tmp_path / "secret-user/data/mnist", tmp_path / "secret-user/out"
-    shutil.copytree(dataset_dir, data)
+    shutil.copytree(tiny_dataset_dir, data)
     args = smoke_args("secret-user/data/mnist", "secret-user/out", max_train_steps=2, cache_dir="secret-user/cache")
     environment = client(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
     done = python(ROOT / "train_ddpm_mnist.py", *args, "--token_file=secret-user/token", cwd=tmp_path, **environment)
@@ -340,7 +348,7 @@ def test_no_path_or_user_name_leaves_the_machine(hub, dataset_dir, tmp_path):
     options += ["--min_classifier_accuracy", 0]
     done = python(ROOT / "evaluate.py", "--model", "secret-user/out", *options, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
-    done = push(hub, out, tmp_path, "--token_file", tmp_path / "secret-user/token", token=None)
+    done = push(out, "--token_file", tmp_path / "secret-user/token", token=None)
     assert done.returncode == 0, done.stderr
     files = hub.repo("alice/digits").files()
     assert {"evaluation.json", "train_config.yaml", "train_results.json"} < files.keys()
@@ -395,13 +403,12 @@ def test_words_about_digits_are_for_digits(conditional_model, tmp_path, dataset,
         ("cut before", ALICE, "alice/digits", "the Hub cannot be reached, or broke off"),
     ],
 )
-def test_trouble_is_answered_in_one_line(hub, model, tmp_path, fault, token, repo, message):
-    code = PUSH_ALONE.replace("MODEL", str(model)).replace("REPO", repo)
+def test_trouble_is_answered_in_one_line(hub, push, model, fault, token, repo, message):
     if fault == "409":  # at the commit; at the creation it means that the repo is there
         hub.fault = lambda number, request: fault if "/commit/" in request else None
     elif fault:
         hub.fault = lambda number, request: fault if "/repos/create" in request else None
-    done = python("-c", code, **client(hub, tmp_path / "home", token) | {"PYTHONPATH": str(ROOT)})
+    done = push(model, token=token, repo=repo)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr, done.stderr
@@ -413,7 +420,7 @@ def test_no_network(model, tmp_path):
     assert done.returncode == 2 and "the Hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_short_faults_are_got_over(hub, model, tmp_path):
+def test_short_faults_are_got_over(hub, push, model):
     """One 503, one 429 with Retry-After, a slow answer and a cut upload, each at a request that the client repeats."""
     seen = {}
 
@@ -425,7 +432,7 @@ def test_short_faults_are_got_over(hub, model, tmp_path):
         return "slow 0.5" if "/commit/" in request else None
 
     hub.fault = fault
-    done = push(hub, model, tmp_path)
+    done = push(model)
     assert done.returncode == 0, done.stderr
     assert len(seen) == 3 and set(hub.repo("alice/digits").files()) == EXPECTED_FILES
 
@@ -453,7 +460,7 @@ def test_a_cut_download_goes_on_by_range(hub, tmp_path):
 @pytest.mark.parametrize("both", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_at_each_request_in_turn(hub, model, tmp_path, both):
     """The second run completes; until the commit itself the remote is as it was; one commit, never two."""
-    code = PUSH_ALONE.replace("MODEL", str(model)).replace("REPO", "alice/digits")
+    code = PUSH_ALONE.replace("MODEL", str(model))
     env = os.environ | client(hub, tmp_path / "home", ALICE) | {"PYTHONPATH": str(ROOT)}
     write_card(model, "alice/digits")
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
@@ -486,15 +493,15 @@ def test_killed_at_each_request_in_turn(hub, model, tmp_path, both):
             assert set(repo.files()) == EXPECTED_FILES and len(repo.branches["main"]) == 2
 
 
-def test_the_token_goes_nowhere_else(hub, model, tmp_path):
+def test_the_token_goes_nowhere_else(hub, push, model, tmp_path):
     (tmp_path / "token").write_text(ALICE + "\n")
-    done = push(hub, model, tmp_path, "--token_file", tmp_path / "token", token=None)
+    done = push(model, "--token_file", tmp_path / "token", token=None)
     assert done.returncode == 0, done.stderr
     hub.fault = lambda number, request: "500"
-    failed = push(hub, model, tmp_path, "--debug")
+    failed = push_outside(hub, model, tmp_path, "--debug")
     assert failed.returncode != 0 and "Traceback" in failed.stderr
     for text in (done.stdout, done.stderr, failed.stdout, failed.stderr):
         assert ALICE not in text
     assert not [path for path, content in hub.repo("alice/digits").files().items() if ALICE.encode() in content]
-    missing = push(hub, model, tmp_path, "--token_file", tmp_path / "none", token=None)
+    missing = push(model, "--token_file", tmp_path / "none", token=None)
     assert missing.returncode == 2 and "--token_file" in missing.stderr

@@ -8,7 +8,6 @@ from string import Template
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..options import ConfigError, first_line, read_yaml
-from .export import weights_sha256
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -27,6 +26,11 @@ pipe({arguments}, num_inference_steps=20)"""
 
 
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
+
+
+def weights_sha256(model_dir: Path) -> str:
+    """The hash that ties a measurement to the weights that it was made with."""
+    return hashlib.sha256((model_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
 def three_lines(repo_id: str, class_label: int | None, digits: bool) -> str:

@@ -1,6 +1,5 @@
 """The finished model as a folder that anyone loads with stock diffusers."""
 
-import hashlib
 from pathlib import Path
 
 import diffusers
@@ -9,11 +8,6 @@ from torch import Tensor
 from .. import pipeline
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
-
-
-def weights_sha256(model_dir: Path) -> str:
-    """The hash that ties a measurement to the weights that it was made with."""
-    return hashlib.sha256((model_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
 
 
 def export_pipeline(

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import Data
-from ..hub.card import read_metrics
-from ..hub.export import weights_sha256
+from ..hub.card import read_metrics, weights_sha256
 from ..options import ConfigError, first_line
 from .config import TrainConfig
 
