@@ -84,8 +84,9 @@ def conditional_model(tmp_path_factory, dataset_dir) -> Path:
 
 
 def trained(dataset_dir: str, output_dir: Path, **options) -> Path:
-    done = python("train_ddpm_mnist.py", *smoke_args(dataset_dir, output_dir, **options))
-    assert done.returncode == 0, done.stderr
+    import train_ddpm_mnist
+
+    assert in_process(train_ddpm_mnist.main, *smoke_args(dataset_dir, output_dir, **options)) == 0
     return output_dir
 
 

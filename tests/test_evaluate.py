@@ -238,10 +238,10 @@ def evaluate(model, dataset_dir, home, *options):
     return python("evaluate.py", *arguments(model, dataset_dir), *options, HF_HOME=str(home))
 
 
-def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp_path):
+def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir, tmp_path):
     from ddpm_mnist.hub.card import weights_sha256
 
-    done = evaluate(conditional_model, dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "results")
+    done = evaluate(conditional_model, tiny_dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "results")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results/evaluation.json").read_text())
     assert results["weights_sha256"] == weights_sha256(conditional_model)
@@ -259,7 +259,7 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, dataset_dir, tmp
     written = (kept / "model.safetensors").stat().st_mtime_ns
     assert {"config.json", "model.safetensors", "dataset.json"} == {p.name for p in kept.iterdir()}
 
-    again = evaluate(conditional_model, dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "again")
+    again = evaluate(conditional_model, tiny_dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "again")
     assert "training the classifier" in done.stderr and again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again/evaluation.json").read_text())["metrics"] == results["metrics"]
     assert (kept / "model.safetensors").stat().st_mtime_ns == written  # read from the cache

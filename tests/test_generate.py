@@ -261,11 +261,10 @@ def test_a_guided_pipeline_saved_again_loads_again(conditional_model, tmp_path):
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
-def test_generate_draws(model, tmp_path, scheduler):
+def test_generate_draws(model, tmp_path, scheduler, capfd):
     args = ["--model", model, "--scheduler", scheduler, "--num_images", 5, "--batch_size", 2, "--save_trajectory"]
-    done = python("generate.py", *args, "--num_inference_steps", 12, "--output", tmp_path / "grid.png")
-    assert done.returncode == 0, done.stderr
-    assert "36/36" in done.stderr  # the progress bar: three batches of twelve steps
+    assert in_process(generate.main, *args, "--num_inference_steps", 12, "--output", tmp_path / "grid.png") == 0
+    assert "36/36" in capfd.readouterr().err  # the progress bar: three batches of twelve steps
     assert Image.open(tmp_path / "grid.png").size == (3 * 56, 2 * 56)
     assert len(list((tmp_path / "grid").glob("*.png"))) == 5
     assert Image.open(tmp_path / "grid_trajectory.png").size == (10 * 56, 4 * 56)

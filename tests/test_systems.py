@@ -54,11 +54,11 @@ def test_checkpoints_are_written_by_windows_rules(train, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "push"])
-def test_every_command_runs_in_an_ascii_locale(command, model, dataset_dir, tmp_path):
+def test_every_command_runs_in_an_ascii_locale(command, model, tiny_dataset_dir, tmp_path):
     evaluate = ["--num_images", 20, "--num_inference_steps", 2, "--bound_images", 0, "--classifier_steps", 20]
     evaluate += ["--min_classifier_accuracy", 0, "--output_dir", tmp_path / "ergebnis-ä"]
     arguments = {
-        "evaluate": ["evaluate.py", "--model", model, "--dataset_name", dataset_dir, *evaluate],
+        "evaluate": ["evaluate.py", "--model", model, "--dataset_name", tiny_dataset_dir, *evaluate],
         "push": ["push_to_hub.py", "--model_dir", model, "--hub_model_id", "a/b", "--dry_run"],
     }[command]
     done = python(*arguments, **ASCII, HF_HOME=str(tmp_path / "home"))
@@ -95,8 +95,8 @@ def test_a_tilde_in_the_options_of_the_other_commands(monkeypatch):
         assert paths and {getattr(options, name) for name in paths} == {os.path.expanduser("~/here")}
 
 
-def test_a_run_in_a_home_folder_by_tilde(dataset_dir, tmp_path):
-    args = smoke_args(dataset_dir, "~/runs/x", max_train_steps=1, validation_steps=0)
+def test_a_run_in_a_home_folder_by_tilde(tiny_dataset_dir, tmp_path):
+    args = smoke_args(tiny_dataset_dir, "~/runs/x", max_train_steps=1, validation_steps=0)
     done = python(ROOT / "train_ddpm_mnist.py", *args, cwd=tmp_path, HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "home/runs/x/model_index.json").exists() and not (tmp_path / "~").exists()
