@@ -22,7 +22,7 @@ import sys, numpy, torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 folder, conditional, output = sys.argv[1], sys.argv[2] == "1", sys.argv[3]
 if conditional:
-    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     arguments = {"class_labels": [0, 1]}
 else:
     pipe, arguments = DDPMPipeline.from_pretrained(folder), {"batch_size": 2}

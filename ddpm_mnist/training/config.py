@@ -21,8 +21,8 @@ DESCRIPTION = "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST
 # the full width (None), which on a CPU is several times faster than heads of width 8.
 UNET = {
     "sample_size": 28,
-    "in_channels": 1,
-    "out_channels": 1,
+    "in_channels": None,  # 1 or 3, as the images have
+    "out_channels": None,
     "block_out_channels": [32, 64, 64],
     "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
@@ -176,6 +176,11 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         classes = count_classes(self.unet.get("num_class_embeds"), self.null_class_label)
         return ImageShape(self.unet["in_channels"], self.unet["sample_size"], classes)
 
+    def set_channels(self, channels: int) -> None:
+        """Give the U-Net the channels of the images that were read, where the config does not say how many."""
+        if self.unet["in_channels"] is None:
+            self.unet["in_channels"] = self.unet["out_channels"] = channels
+
     def global_batch(self, num_processes: int) -> int:
         """Images per update of the weights, over all processes and micro-batches."""
         return self.train_batch_size * self.gradient_accumulation_steps * num_processes
@@ -240,6 +245,9 @@ def parse_args(arguments: list[str]) -> TrainConfig:
         if not isinstance(given_keys, dict):
             raise ConfigError(f"--config {file}: {section} must hold `key: value` lines")
         getattr(config, section).update({key: number_if_number(value) for key, value in given_keys.items()})
+    for key, other in (("in_channels", "out_channels"), ("out_channels", "in_channels")):
+        if config.unet[key] is None:
+            config.unet[key] = config.unet[other]
     if config.resolution is not None:
         if config.unet["sample_size"] != config.resolution and "sample_size" in sections["unet"]:
             raise ConfigError(

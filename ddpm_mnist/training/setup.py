@@ -289,6 +289,7 @@ def build_run(config: TrainConfig) -> Run:
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)
+    config.set_channels(data.channels)
 
     torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
     bare_unet, scheduler = build(config, "unet"), build(config, "scheduler")
