@@ -150,17 +150,23 @@ def explain(error: Exception, repo_id: str) -> ConfigError:
     return ConfigError(f"{option}: the Hub cannot be reached, or broke off; check the network and run this again")
 
 
-def published_config(model_dir: Path) -> bytes:
-    """`train_config.yaml` as it is published: without paths, which may hold the user's name."""
-    settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
-    local = read_json(model_dir / "train_results.json").get("dataset_is_local", True)
+def without_paths(settings: dict, local: bool) -> dict:
+    """The settings of a run with file names in place of paths, which may hold the user's name; `local`: the dataset."""
+    settings = {**settings, "cache_dir": None}
     for key, value in settings.items():
         is_path = isinstance(value, str) and (
-            value.startswith(("/", "~", ".", "\\")) or value[1:2] == ":" or key in ("output_dir", "cache_dir")
+            value.startswith(("/", "~", ".", "\\")) or value[1:2] == ":" or key == "output_dir"
         )
         if is_path or (key == "dataset_name" and isinstance(value, str) and local):
             settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return yaml.safe_dump({**settings, "cache_dir": None}, sort_keys=False).encode()
+    return settings
+
+
+def published_config(model_dir: Path) -> bytes:
+    """`train_config.yaml` as it is published."""
+    settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
+    local = read_json(model_dir / "train_results.json").get("dataset_is_local", True)
+    return yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()
 
 
 def make_repo(api, repo_id: str, private: bool, revision: str | None) -> str:

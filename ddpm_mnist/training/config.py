@@ -55,6 +55,7 @@ class OutputOptions:
     checkpointing_steps: int = opt(880, "Save a checkpoint every so many updates, and one at the end.", at_least=1)
     checkpoints_total_limit: int | None = opt(2, "Keep so many of the newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
+    trackio_space_id: str | None = opt(None, "Space for trackio's dashboard: USER/NAME. Default: on this machine.")
     logging_steps: int = opt(10, "Log the mean loss of all updates since the last log.", at_least=1)
     check: bool = opt(False, "Report on the run to be, its cost and its problems, and do not train.", saved=False)
 
@@ -198,10 +199,14 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         fixed = [option.name for option in fields(self) if option.metadata.get("fixed_on_resume")]
         return {name: getattr(self, name) for name in (*SECTIONS, *fixed)}
 
-    def to_yaml(self) -> str:
-        """The settings of the run as a file that `--config` reads."""
+    def saved(self) -> dict[str, Any]:
+        """The settings of the run, without those of one launch only."""
         saved = {option.name for option in fields(self) if option.metadata.get("saved", True)}
-        return yaml.safe_dump({k: v for k, v in asdict(self).items() if k in saved}, sort_keys=False)
+        return {k: v for k, v in asdict(self).items() if k in saved}
+
+    def to_yaml(self) -> str:
+        """The same as a file that `--config` reads."""
+        return yaml.safe_dump(self.saved(), sort_keys=False)
 
 
 def parse_args(arguments: list[str]) -> TrainConfig:
@@ -255,6 +260,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
             )
         config.unet["sample_size"] = config.resolution
     check_class_dropout(config)
+    if config.trackio_space_id and config.report_to not in ("trackio", "all"):
+        raise ConfigError(f"--trackio_space_id {config.trackio_space_id}: needs --report_to trackio")
     return config
 
 

@@ -25,6 +25,8 @@ def export(run: Run) -> None:
     seconds, steps = time.perf_counter() - run.started, run.step - run.first_step
     if steps:
         write_results(run.output_dir, accelerator, run.data, run.parameters, run.log.last, steps, seconds)
+        figures = {k: v for k, v in run.log.last.items() if k.startswith("held_out") or k == "loss"}
+        run.log.write_final(run.step, figures | {"minutes": seconds / 60, "parameters": run.parameters})
     accelerator.print(f"Saved to {run.output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:
         private, token_file = config.hub_private_repo, config.token_file

@@ -235,6 +235,7 @@ class Run:
                 self.save()
             self.accelerator.print(f"Stopped at step {self.step}; resume with --resume_from_checkpoint latest.")
         self.accelerator.wait_for_everyone()
+        self.log.close()
         self.accelerator.end_training()
         return self.stop.exit_code if self.step < self.num_steps else 0
 
