@@ -12,7 +12,8 @@ import yaml
 from ..options import ConfigError, first_line, read_yaml
 from .card import class_to_show, is_digits, read_json, three_lines, write_card, written_by_hand
 
-MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "samples.png", "loss_curve.png")
+MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb")
+PICTURES = ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "evaluation.json", "evaluation_*.png")
 
@@ -117,7 +118,7 @@ def validate_model(model_dir: Path) -> None:
 
 def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool) -> list[Path]:
     """What goes, relative to the folder: the model, its card and its record; never more, unless asked."""
-    patterns = [*MODEL_FILES, *RECORD_FILES]
+    patterns = [*MODEL_FILES, *PICTURES, *RECORD_FILES]
     patterns += ["checkpoint-*/**/*"] if include_checkpoints else []
     patterns += ["logs/**/*"] if tensorboard else []
     found = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
