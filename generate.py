@@ -10,7 +10,16 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ddpm_mnist.options import ConfigError, no_such_option, opt, read_options, run_script, writable_problem
-from ddpm_mnist.sampling import SampleOptions, grid, labels_for, load_model, sample_steps, to_pil
+from ddpm_mnist.sampling import (
+    SampleOptions,
+    grid,
+    labels_for,
+    load_model,
+    moments_to_show,
+    sample_steps,
+    to_pil,
+    trajectory_picture,
+)
 
 
 @dataclass
@@ -46,8 +55,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     if config.class_label is not None and (classes is None or not 0 <= config.class_label < classes):
         raise ConfigError(f"--class_label {config.class_label}: the model has {classes or 'no'} classes")
 
-    kept_steps = {round((i + 1) * steps / 10) - 1 for i in range(10)}
-    trajectory = []  # of the first batch's first images
+    trajectory = []  # steps of the first batch
     images = []
     numbers = range(config.num_images)
     drawn = sample_steps(
@@ -64,8 +72,8 @@ def generate(config: GenerateConfig) -> list[Path]:
     )
     batches = -(-len(numbers) // config.batch_size)
     for number, step in enumerate(tqdm(drawn, total=batches * steps, desc=f"{config.scheduler}, {steps} steps")):
-        if step.index == 0 and number in kept_steps:
-            trajectory.append((to_pil(step.sample[:4]), to_pil(step.pred_original_sample[:4])))
+        if step.index == 0 and number in moments_to_show(steps):
+            trajectory.append(step)
         if step.last:
             images.extend(to_pil(step.sample))
 
@@ -75,9 +83,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     for image, path in zip(images, written[1:]):
         image.save(path)
     if config.save_trajectory:
-        # each image in two rows, x_t above the x_0 predicted from it; time runs to the right
-        rows = [[moment[kind][i] for moment in trajectory] for i in range(len(trajectory[0][0])) for kind in (0, 1)]
-        grid([image for row in rows for image in row], columns=len(trajectory), zoom=2).save(trajectory_path)
+        trajectory_picture(trajectory).save(trajectory_path)
         written.append(trajectory_path)
     return written
 

@@ -8,7 +8,7 @@ every process takes its share. No epoch has a last, smaller batch: it is filled 
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import VERSION, decode_rows, ink_of, open_image, paper_for
+from .decode import VERSION, decode_rows, has_colour, ink_of, open_image, paper_for, to_eight_bits
 from .options import ConfigError, opt, shorten
 from .randomness import seeded_generator
 from .sources import load_splits
 
-LOOKED_AT = 64  # images that decide what paper a transparent set is put on
+LOOKED_AT = 64  # images that decide what paper a transparent set is put on, and whether a set has colour
 
 
 @dataclass
@@ -46,9 +46,12 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What a U-Net takes: images `[channels, size, size]`, and labels 0 ... num_classes - 1 (None: no labels)."""
+    """What a U-Net takes: images `[channels, size, size]`, and labels 0 ... num_classes - 1 (None: no labels).
 
-    channels: int
+    `channels` None: 1 or 3, as the images have.
+    """
+
+    channels: int | None
     size: int
     num_classes: int | None = None
 
@@ -193,19 +196,23 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def choose_paper(dataset: datasets.Dataset, image_column: str) -> int | None:
-    """The brightness of the paper that the transparent images of a set are put on: the one on which ink is seen.
+def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, int]:
+    """What a set is like, by `LOOKED_AT` images, evenly spread.
 
-    By `LOOKED_AT` images, evenly spread. None where all of those are opaque.
+    Returns:
+        The brightness of the paper that transparent images are put on: the one on which ink is seen. None where all
+        are opaque. And the channels: 1 where all images are grey, however they are stored, else 3.
     """
-    inks = []
+    inks, colour = [], False
     for row in np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).astype(int).tolist():
         try:
-            inks.append(ink_of(open_image(dataset[row][image_column])))
+            image = open_image(dataset[row][image_column])
+            inks.append(ink_of(image))
+            colour = colour or has_colour(to_eight_bits(image))
         except Exception:  # decoding all of them, later, names the ones that cannot be decoded
             continue
     inks = [ink for ink in inks if ink is not None]
-    return paper_for(sum(inks) / len(inks)) if inks else None
+    return paper_for(sum(inks) / len(inks)) if inks else None, 3 if colour else 1
 
 
 def decode_split(
@@ -233,7 +240,11 @@ def decode_split(
         input_columns=[column],
         remove_columns=[column],
         features=datasets.Features(
-            {"pixels": datasets.Value("binary"), "shape": datasets.List(datasets.Value("int32"))}
+            {
+                "pixels": datasets.Value("binary"),
+                "shape": datasets.List(datasets.Value("int32")),
+                "colour": datasets.Value("bool"),
+            }
         ),
         num_proc=options.dataloader_num_workers or None,
         desc=f"decoding the {what} images (once)",
@@ -268,6 +279,11 @@ class Data:
     fingerprint: str
     local: bool = False  # read from this machine's disk: its name means nothing elsewhere
 
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return self.test.images.shape[1]
+
 
 def load_data(
     options: DataOptions,
@@ -297,7 +313,9 @@ def load_data(
         raise ConfigError(f"--dataset_name {name}: the train split is empty")
 
     column = image_column_of(train, options)
-    paper = choose_paper(undecoded(train, column), column)
+    paper, channels = look_at(undecoded(train, column), column)
+    if shape.channels is None:
+        shape = replace(shape, channels=channels)
     if paper is not None:
         warn(f"{name}: transparent images are put on {'white' if paper else 'black'} paper.")
     if with_labels is None:
@@ -308,6 +326,8 @@ def load_data(
         for split, label_column, what in zip((train, held_out), label_columns, ("train", "held-out"))
     ]
     rows = [decode_split(split, options, shape, paper, what) for split, what in ((train, "train"), (held_out, "test"))]
+    if said := change_of_colour(rows[0], shape.channels):
+        warn(f"{name}: {said}.")
     gigabytes = len(train) * shape.channels * shape.size**2 / 1e9
     if gigabytes > options.max_resident_gb:
         warn(
@@ -319,6 +339,16 @@ def load_data(
     test = Images(to_tensor(rows[1]["pixels"][:], shape), labels[1])
     shown = Path(name).resolve().name if local else name  # a path is nobody else's business
     return Data(shown, images, test, fingerprint(rows[0], labels[0]), local)
+
+
+def change_of_colour(rows: datasets.Dataset, channels: int) -> str | None:
+    """What is to be said of images that lose their colour, or that are grey and get three equal channels."""
+    coloured = sum(rows["colour"][:])
+    if channels == 1 and coloured:
+        return f"{coloured:,} of {len(rows):,} images have colour and are made grey (unet.in_channels is 1; 3 keeps it)"
+    if channels == 3 and not coloured:
+        return "the images are grey and get three equal channels (unet.in_channels is 3; 1 is enough)"
+    return None
 
 
 def fingerprint(rows: datasets.Dataset, labels: Tensor | None) -> str:

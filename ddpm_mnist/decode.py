@@ -6,6 +6,7 @@ transparency, depth, colour, and the size. Decoded pixels are cached on disk und
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -86,16 +87,32 @@ def crop_to_square(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def decode(cell, channels: int, size: int, center_crop: bool, paper: int | None) -> tuple[np.ndarray, tuple[int, int]]:
-    """One cell -> pixels `[channels, size, size]` uint8, and the (width, height) before they were resized."""
+def has_colour(image: Image.Image) -> bool:
+    """Whether an image of mode L, LA, RGB or RGBA is not all grey."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    red, green, blue = (image.getchannel(name) for name in "RGB")
+    return red.tobytes() != green.tobytes() or green.tobytes() != blue.tobytes()
+
+
+class Decoded(NamedTuple):
+    """What became of one cell."""
+
+    pixels: np.ndarray  # [channels, size, size], uint8
+    shape: tuple[int, int]  # width and height before the resizing
+    colour: bool  # whether the file's image is not all grey
+
+
+def decode(cell, channels: int, size: int, center_crop: bool, paper: int | None) -> Decoded:
+    """One cell -> pixels."""
     image = flatten(to_eight_bits(open_image(cell)), paper)
     if center_crop:
         image = crop_to_square(image)
-    shape = image.size
+    shape, colour = image.size, has_colour(image)
     image = image.convert("L" if channels == 1 else "RGB")
     if shape != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1), shape
+    return Decoded(np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1), shape, colour)
 
 
 def decode_rows(cells: list, indices: list[int], version: str, **how) -> dict[str, list]:
@@ -115,4 +132,8 @@ def decode_rows(cells: list, indices: list[int], version: str, **how) -> dict[st
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ConfigError(f"--dataset_name: {'; '.join(problems[:SHOWN])}{more}; remove or replace them")
-    return {"pixels": [pixels.tobytes() for pixels, _ in decoded], "shape": [list(shape) for _, shape in decoded]}
+    return {
+        "pixels": [image.pixels.tobytes() for image in decoded],
+        "shape": [list(image.shape) for image in decoded],
+        "colour": [image.colour for image in decoded],
+    }

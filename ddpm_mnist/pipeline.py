@@ -2,7 +2,7 @@
 
 This one file travels with a class-conditional model and needs nothing but diffusers:
 
-    pipe = DiffusionPipeline.from_pretrained(MODEL, custom_pipeline=MODEL, trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained(MODEL, trust_remote_code=True)
     pipe(class_labels=[7] * 16, guidance_scale=2.0).images
 
 Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598): a U-Net that was trained with some labels dropped predicts the
@@ -133,7 +133,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | list[int],
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 1000,
         output_type: str = "pil",
@@ -143,7 +143,8 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: which classes; a whole number, or a list, array or tensor of them.
-            guidance_scale: 1 for none; more makes the images plainer and more alike.
+            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 2, or 1 where the model
+                was trained without label dropout.
             generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
 
         Raises:
@@ -158,6 +159,8 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             wrong = repr(class_labels)
         if wrong:
             raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
+        if guidance_scale is None:
+            guidance_scale = 1.0 if null is None else 2.0
         if null is None and guidance_scale != 1:
             raise ValueError("guidance_scale: the model was trained without label dropout; only 1 is possible")
 

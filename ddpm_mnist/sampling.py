@@ -223,6 +223,18 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
 
 
+def moments_to_show(num_inference_steps: int) -> set[int]:
+    """Ten of the numbers 0 ... num_inference_steps - 1, evenly spread up to the last; all of fewer."""
+    return {round((i + 1) * num_inference_steps / 10) - 1 for i in range(10)}
+
+
+def trajectory_picture(moments: list[Step], count: int = 4) -> Image.Image:
+    """The first images of a batch in two rows each: x_t above the x_0 predicted from it; time runs to the right."""
+    kinds = [[to_pil(step[kind][:count]) for step in moments] for kind in (2, 3)]  # sample, pred_original_sample
+    rows = [[moment[i] for moment in kind] for i in range(len(kinds[0][0])) for kind in kinds]
+    return grid([image for row in rows for image in row], columns=len(moments), zoom=2)
+
+
 def grid(images: list[Image.Image], columns: int | None = None, zoom: int = 1) -> Image.Image:
     """The images row by row in one picture, as nearly square as possible; empty places stay black."""
     columns = columns or next(c for c in range(1, len(images) + 1) if c * c >= len(images))

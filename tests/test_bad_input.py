@@ -45,7 +45,6 @@ CASES = [
     (["--mixed_precision=fp8"], ["--mixed_precision", "'fp8'"]),
     (["--mixed_precision=fp16"], ["--mixed_precision fp16", "needs a GPU"]),
     (["--report_to=mlflow"], ["--report_to", "'mlflow'"]),
-    (["--report_to=trackio"], ["--report_to trackio", "pip install trackio"]),
     (["--use_ema=perhaps"], ["--use_ema", "perhaps"]),
     (["--seed=-1"], ["--seed -1"]),
     (["--config=no/such.yaml"], ["--config no/such.yaml", "no such file"]),

@@ -174,7 +174,7 @@ def test_an_edited_decoder_is_not_answered_from_the_cache(tmp_path, dataset_dir)
     assert mean() == before
     path = tmp_path / "ddpm_mnist/decode.py"
     source = path.read_text(encoding="utf-8")
-    edited = source.replace("return np.asarray(image).reshape(size", "return 255 - np.asarray(image).reshape(size")
+    edited = source.replace("np.asarray(image).reshape(size", "255 - np.asarray(image).reshape(size")
     assert edited != source
     path.write_text(edited, encoding="utf-8")
     assert mean() == pytest.approx(255 - before)

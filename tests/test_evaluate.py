@@ -317,7 +317,7 @@ def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--min_classifier_accuracy", "1.01"], "--min_classifier_accuracy 1.01: the classifier reads"),
+        (["--min_classifier_accuracy", "1.01"], "--min_classifier_accuracy 1.01: the classifier is right on"),
         (["--num_images", "0"], "--num_images 0: must be at least 1"),
         (["--bound_images", "1"], "--bound_images 1: must be 2 or more"),
         (["--num_images", "5"], "--num_images 5: samples, training and test images must be at least 10"),

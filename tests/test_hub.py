@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import pytest
 import yaml
-from conftest import ROOT, blob, in_process, make_dataset, posix, python, smoke_args
+from conftest import ROOT, blob, in_process, make_dataset, metrics, posix, python, same, smoke_args, weights
 from hub_server import File, HubServer
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
+from ddpm_mnist.hub import checkpoints
 from ddpm_mnist.hub.card import weights_sha256, write_card
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
@@ -26,7 +28,10 @@ EXPECTED_FILES = {
     "loss_curve.png",
     "metrics.jsonl",
     "model_index.json",
+    "notebook.ipynb",
     "samples.png",
+    "trajectory.png",
+    *(f"gallery/{number}.png" for number in range(8)),
     "scheduler/scheduler_config.json",
     "train_config.yaml",
     "train_results.json",
@@ -74,11 +79,8 @@ class Pushed(NamedTuple):
 
 
 @pytest.fixture
-def push(hub, monkeypatch, tmp_path, capfd):
-    """push(model, *args) -> `Pushed`; push_to_hub.py in this process, without the validation of the model."""
-    import push_to_hub
-    from ddpm_mnist.hub import push as module
-
+def hub_here(hub, monkeypatch, tmp_path) -> HubServer:
+    """The Hub on loopback for this process too, as alice."""
     for name, value in {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -86,6 +88,16 @@ def push(hub, monkeypatch, tmp_path, capfd):
         "HF_HUB_DISABLE_XET": True,
     }.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    return hub
+
+
+@pytest.fixture
+def push(hub_here, monkeypatch, capfd):
+    """push(model, *args) -> `Pushed`; push_to_hub.py in this process, without the validation of the model."""
+    import push_to_hub
+    from ddpm_mnist.hub import push as module
+
     monkeypatch.setattr(module, "validate_model", lambda model_dir: None)
 
     def run(model, *args, token: str | None = ALICE, repo: str = "alice/digits") -> Pushed:
@@ -104,6 +116,16 @@ def elsewhere(hub, tmp_path, code: str, token=None, name="fresh") -> subprocess.
     return python("-c", code + check, cwd=tmp_path / name, **client(hub, tmp_path / name / "home", token))
 
 
+def notebook_code(repo) -> str:
+    """All the code of the notebook in a repo."""
+    cells = nbformat.reads(repo.files()["notebook.ipynb"].decode(), as_version=4).cells
+    return "\n" + "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
 # ---- the whole trip ------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +136,7 @@ def test_train_push_load_generate(hub, model, tmp_path):
     assert set(repo.files()) == EXPECTED_FILES
     assert [c.message for c in repo.branches["main"]] == ["initial commit", "Upload DDPM"]
     code = re.search(r"from diffusers import .*", done.stdout, re.DOTALL)[0]  # the lines that it prints
+    code += notebook_code(repo)
     assert f"{hub.url}/alice/digits/commit/" in done.stdout
     fresh = elsewhere(hub, tmp_path, code)
     assert fresh.returncode == 0, fresh.stderr
@@ -129,11 +152,15 @@ def test_train_push_load_generate(hub, model, tmp_path):
 def test_conditional_trip(hub, conditional_model, tmp_path):
     done = push_outside(hub, conditional_model, tmp_path, repo="alice/seven")
     assert done.returncode == 0, done.stderr
-    assert set(hub.repo("alice/seven").files()) == EXPECTED_FILES | {"pipeline.py"}
+    files = hub.repo("alice/seven").files()
+    assert set(files) == EXPECTED_FILES | {"pipeline.py"}
+    card = files["README.md"].decode()
+    assert 'from_pretrained("alice/seven", trust_remote_code=True)' in card and 'revision="COMMIT"' in card
+    assert [entry["text"] for entry in front_matter(card)["widget"]] == [f"digit {number}" for number in range(8)]
     code = """
 from diffusers import DiffusionPipeline, UNet2DModel
 repo = "alice/seven"
-pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
 images = pipe(class_labels=[7] * 3, guidance_scale=2.0, num_inference_steps=3).images
 assert len(images) == 3
@@ -147,7 +174,7 @@ for labels in ([11], [10], [-1], [], ["7"]):
         raise AssertionError(labels)
 assert UNet2DModel.from_pretrained(repo, subfolder="unet").config.num_class_embeds == 11
 """
-    fresh = elsewhere(hub, tmp_path, code)
+    fresh = elsewhere(hub, tmp_path, code + notebook_code(hub.repo("alice/seven")))
     assert fresh.returncode == 0, fresh.stderr
     assert Image.open(tmp_path / "fresh/seven.png").size == (28, 28)
 
@@ -265,7 +292,11 @@ def test_card(model, tmp_path):
     assert read.data.library_name == "diffusers" and read.data.license == "mit"
     assert read.data.pipeline_tag == "unconditional-image-generation"
     assert 'DDPMPipeline.from_pretrained("alice/digits")' in card.text and "ho2020denoising" in card.text
-    metadata = yaml.safe_load((model / "README.md").read_text().split("---\n")[1])
+    metadata = front_matter((model / "README.md").read_text())
+    urls = [entry["output"]["url"] for entry in metadata["widget"]]
+    assert len(urls) == 8 and all((model / url).is_file() for url in urls)
+    for part in ("<Gallery />", "(trajectory.png)", "(notebook.ipynb)", "| updates | 8 | 800000 |", "| hardware | "):
+        assert part in card.text
     (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
     logged = json.loads((model / "train_results.json").read_text())["metrics"]["held_out_ema/loss"]
     assert metric["value"] == pytest.approx(logged, abs=1e-6)
@@ -382,6 +413,79 @@ def test_words_about_digits_are_for_digits(conditional_model, tmp_path, dataset,
     words = card.text.replace(dataset, "").lower()
     assert ("digit" in words) == digits and ("class_labels=[7]" in words) == digits and "ann" not in words.split()
     assert "Users" not in str(card)
+
+
+# ---- checkpoints, as the run goes ------------------------------------------------------------------------------------
+
+
+class AtOnce:
+    """A thread that is through when it has started."""
+
+    def __init__(self, target, daemon):
+        self.run = target
+
+    def start(self):
+        self.run()
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self, timeout) -> None:
+        pass
+
+
+PUSHED = {"push_checkpoints": True, "hub_model_id": "alice/run", "checkpointing_steps": 2, "validation_steps": 0}
+
+
+def test_checkpoints_are_pushed_as_the_run_goes_and_it_resumes_from_them(hub_here, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "Thread", AtOnce)
+    whole = train("whole", checkpoints_total_limit=1, report_to="tensorboard", **PUSHED)
+    repo = hub_here.repo("alice/run")
+    assert [c.message for c in repo.branches["main"][1:]] == [f"Add checkpoint-{step}" for step in (2, 4, 6, 8)]
+    assert {path.split("/")[0] for path in repo.files()} == {
+        *(".gitattributes", "checkpoint-8", "logs", "metrics.jsonl", "train_config.yaml")
+    }
+    assert not [path for path, content in repo.files().items() if str(tmp_path).encode() in content]
+    at_four = repo.branches["main"][2].files
+    for path, file in at_four.items():  # another machine, where the job is started again
+        (tmp_path / "again" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "again" / path).write_bytes(file.content)
+    again = train("again", resume_from_checkpoint="latest", validation_steps=0)
+    assert same(weights(again / "unet"), weights(whole / "unet")) and metrics(again, "loss") == metrics(whole, "loss")
+    assert (again / "logs/run_id").read_bytes() == (whole / "logs/run_id").read_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_pushed_ends_nothing(hub_here, train, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "Thread", AtOnce)
+    commits = []
+
+    def fault(number, request):
+        if "/commit/" in request:
+            commits.append(number)
+            return "409" if len(commits) == 1 else None
+        return None
+
+    hub_here.fault = fault
+    train("run", max_train_steps=4, **PUSHED)
+    said = capsys.readouterr().out
+    assert "checkpoint-2 was not pushed (--hub_model_id alice/run: 409: somebody else changed it" in said
+    assert "checkpoint-4/manifest.json" in hub_here.repo("alice/run").files()
+    hub_here.fault = lambda number, request: "cut before"
+    assert (train("cut", max_train_steps=4, **PUSHED) / "model_index.json").is_file()
+    assert capsys.readouterr().out.count("the Hub cannot be reached, or broke off") == 2
+
+
+def test_training_does_not_wait_for_a_slow_hub_and_the_end_does(hub_here, train, capsys):
+    hub_here.fault = lambda number, request: "slow 2" if "/create" in request else None
+    train("run", **PUSHED)
+    assert "checkpoint-2 was not pushed (newer ones have replaced it)." in capsys.readouterr().out
+    pushed = hub_here.repo("alice/run")
+    assert [c.message for c in pushed.branches["main"][1:]] == ["Add checkpoint-8"]
+    assert {
+        "checkpoint-8/manifest.json",
+        "checkpoint-8/state.pt",
+        "checkpoint-8/unet/config.json",
+    } < pushed.files().keys()
 
 
 # ---- trouble -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """The notebook runs from top to bottom, and is saved with the outputs of one run."""
 
+import importlib.metadata
 import inspect
 import re
+import subprocess
+import warnings
+from pathlib import Path
 
 import nbformat
 from conftest import ROOT
@@ -62,3 +66,29 @@ def test_it_names_lines_that_are_still_there():
     assert len(shown) > 15
     for path, line in shown:
         assert line in (ROOT / path).read_text(encoding="utf-8"), (path, line)
+
+
+def test_on_kaggle_the_first_cell_clones_and_installs_what_is_missing_and_keeps_torch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    version, run, commands = importlib.metadata.version, subprocess.run, []
+
+    def installed(name: str) -> str:
+        if name == "accelerate":
+            raise importlib.metadata.PackageNotFoundError
+        return "0.30.0" if name == "diffusers" else version(name)
+
+    def record(command: list[str], **options) -> None:
+        commands.append(command)
+        if command[0] == "git":
+            run([*command[:-1], str(ROOT), "ddpm-mnist"], check=True, capture_output=True)
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    monkeypatch.setattr(subprocess, "run", record)
+    with warnings.catch_warnings():
+        exec(code_cells(saved())[0].source, {})
+    assert Path.cwd() == tmp_path / "ddpm-mnist" and Path("train_ddpm_mnist.py").is_file()
+    clone, install = commands
+    assert clone[:2] == ["git", "clone"]
+    assert [part.partition(">")[0] for part in install[5:]] == ["diffusers", "accelerate", f"torch=={version('torch')}"]

@@ -97,7 +97,7 @@ def get_classifier(
     share = accuracy(classifier, data.test)
     if share < min_accuracy:
         raise ConfigError(
-            f"--min_classifier_accuracy {min_accuracy}: the classifier reads {share:.2%} of the test images; what it "
-            "says of samples would be worth little. Give --classifier_steps more, or accept less"
+            f"--min_classifier_accuracy {min_accuracy}: the classifier is right on {share:.2%} of the test images; "
+            "what it says of samples would be worth little. Give --classifier_steps more, or accept less"
         )
     return classifier, share

@@ -101,7 +101,8 @@ def compare(
         for name, values, floors in zip(names, function(features, real), function(floor_features, real)):
             add(name, name, *mean_and_ci(values), floors.double().mean().item(), "up")
     sure, floor_sure = (c > CONFIDENT for c in (confidence, floor_confidence))
-    add("confident", f"read with over {CONFIDENT} confidence", *mean_and_ci(sure), floor_sure.float().mean(), "up")
+    text = f"classified with over {CONFIDENT} confidence"
+    add("confident", text, *mean_and_ci(sure), floor_sure.float().mean(), "up")
 
     def imbalance(read_as: Tensor) -> float:
         """Total variation distance between the predicted classes and those of the test split."""
@@ -112,7 +113,7 @@ def compare(
         text, ci = "share of classes out of balance", bootstrap_ci(imbalance, classes, seed)
         add("class_imbalance", text, imbalance(classes), ci, imbalance(floor_classes), "down")
     else:
-        add("read_as_asked", "read as the class asked for", *mean_and_ci(classes == asked), None, "up")
+        add("read_as_asked", "classified as the requested class", *mean_and_ci(classes == asked), None, "up")
         trained = train_classifier(Images(samples, asked), classifier_steps, seed)
         floor = train_classifier(
             Images(data.train.images[train_rows], data.train.labels[train_rows]), classifier_steps, seed

@@ -8,6 +8,7 @@ from string import Template
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..options import ConfigError, first_line, read_yaml
+from .notebook import write_notebook
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -17,8 +18,35 @@ pipe = DDPMPipeline.from_pretrained("{repo_id}")
 pipe(batch_size=4).images[0].save("{file}.png")"""
 THREE_LINES_CONDITIONAL = """from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{repo_id}", custom_pipeline="{repo_id}", trust_remote_code=True)
-pipe(class_labels=[{class_label}] * 4, guidance_scale=2.0).images[0].save("{file}.png")"""
+pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)
+pipe(class_labels=[{class_label}] * 4).images[0].save("{file}.png")"""
+TRUST = """
+`trust_remote_code=True` runs `pipeline.py` of this repo. Read it, and pin the commit that you have read with
+`revision="COMMIT"`.
+"""
+# The recipe of Ho et al. 2020 for CIFAR-10: section 4, appendix B, and the authors' code.
+PAPER = {
+    "images": "32 x 32 x 3",
+    "U-Net channels": "128, 256, 256, 256",
+    "residual blocks per resolution": "2",
+    "dropout": "0.1",
+    "labels": "none",
+    "random flips": "yes",
+    "images per update": "128",
+    "updates": "800000",
+    "optimizer": "adam",
+    "peak learning rate": "0.0002",
+    "learning rate after the warm-up": "constant",
+    "warm-up, updates": "5000",
+    "weight average, largest decay": "0.9999",
+    "timesteps of a batch": "uniform",
+    "weights of the loss": "1",
+    "the network predicts": "epsilon",
+    "noise schedule": "linear, 0.0001 to 0.02, T = 1000",
+    "variance of the reverse step": "fixed_large",
+}
+# Names of the Hub's metrics for figures that are one of them.
+HUB_METRICS = {"read_as_asked": "accuracy", "accuracy_from_samples": "accuracy"}
 FASTER = """from diffusers import DPMSolverMultistepScheduler
 
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -90,9 +118,60 @@ def measured(model_dir: Path, dataset: str) -> list[EvalResult]:
     if run.get("weights_sha256") == sha and held_out is not None:
         name = "held-out mean squared error of the predicted noise"
         results.append(EvalResult(**task, metric_type="mse", metric_name=name, metric_value=round(held_out, 6)))
-    for name, value in evaluation(model_dir).get("metrics", {}).items():
-        results.append(EvalResult(**task, metric_type=name, metric_name=name, metric_value=value))
+    evaluated = evaluation(model_dir)
+    for name, value in evaluated.get("metrics", {}).items():
+        text = evaluated.get("texts", {}).get(name, name)
+        kind = HUB_METRICS.get(name, name)
+        results.append(EvalResult(**task, metric_type=kind, metric_name=text, metric_value=value))
     return results
+
+
+def differences(settings: dict, unet: dict, scheduler: dict, images_per_update: int) -> str:
+    """What the run does otherwise than `PAPER`, as a Markdown table."""
+    channels, classes = unet.get("in_channels"), unet.get("num_class_embeds")
+    dropped = settings.get("class_dropout_prob", 0.0)
+    adam = "adamw" if settings.get("adam_weight_decay") else "adam"
+    gamma = settings.get("snr_gamma")
+    here = {
+        "images": f"{unet.get('sample_size')} x {unet.get('sample_size')} x {channels}",
+        "U-Net channels": ", ".join(map(str, unet.get("block_out_channels", []))),
+        "residual blocks per resolution": unet.get("layers_per_block"),
+        "dropout": unet.get("dropout", 0.0),
+        "labels": "none" if classes is None else f"yes, {dropped:.0%} of them dropped",
+        "random flips": "yes" if settings.get("random_flip") else "no",
+        "images per update": images_per_update,
+        "updates": settings["max_train_steps"] or f"{settings['num_train_epochs']} epochs",
+        "optimizer": adam if settings.get("optimizer", "adamw") == "adamw" else settings["optimizer"],
+        "peak learning rate": settings["learning_rate"],
+        "learning rate after the warm-up": settings["lr_scheduler"].removesuffix("_with_warmup"),
+        "warm-up, updates": settings["lr_warmup_steps"],
+        "weight average, largest decay": settings.get("ema_max_decay", 0.9999) if settings["use_ema"] else "none",
+        "timesteps of a batch": settings.get("timestep_sampling", "uniform"),
+        "weights of the loss": 1 if gamma is None else f"min-SNR, gamma {gamma}",
+        "the network predicts": scheduler.get("prediction_type"),
+        "noise schedule": f"{scheduler.get('beta_schedule')}, {scheduler.get('beta_start')} to "
+        f"{scheduler.get('beta_end')}, T = {scheduler.get('num_train_timesteps')}",
+        "variance of the reverse step": scheduler.get("variance_type"),
+    }
+    rows = [f"| {name} | {here[name]} | {there} |" for name, there in PAPER.items() if str(here[name]) != there]
+    return "\n".join(["| | here | Ho et al. 2020, CIFAR-10 |", "| --- | --- | --- |", *rows])
+
+
+def gallery(model_dir: Path, classes: int | None, digits: bool) -> list[dict]:
+    """The single samples that the run has drawn, as the Hub's Gallery takes them."""
+    paths = sorted(path for path in (model_dir / "gallery").glob("*.png") if path.stem.isdigit())
+    kind = "digit" if digits else "class"
+    texts = ["sample" if classes is None else f"{kind} {number % classes}" for number in range(len(paths))]
+    return [{"text": text, "output": {"url": f"gallery/{path.name}"}} for text, path in zip(texts, paths)]
+
+
+def time_taken(run: dict, settings: dict) -> str:
+    """How long the training took; of a run that was resumed, how long its last part took."""
+    if "minutes_of_this_session" not in run:
+        return "unknown"
+    minutes, steps = f"{run['minutes_of_this_session']:.1f}", run["steps_of_this_session"]
+    whole = steps == settings["max_train_steps"] or settings["max_train_steps"] is None
+    return minutes if whole else f"{minutes} for the last {steps:,} updates"
 
 
 def evaluation(model_dir: Path) -> dict:
@@ -135,9 +214,12 @@ def written_by_hand(card: str) -> bool:
 
 
 def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -> ModelCard:
-    """Write `README.md` (and `loss_curve.png`, `samples.png`) into the folder of a trained model; returns the card.
+    """Write `README.md` (and `loss_curve.png`, `samples.png`, `notebook.ipynb`) into the folder of a trained model.
 
     A README.md that a person wrote or edited stays as it is, which is said through `say`.
+
+    Returns:
+        The card.
 
     Raises:
         ValueError: the metadata breaks the Hub's rules.
@@ -150,6 +232,12 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     digits = is_digits(dataset)
     unet = read_json(model_dir / "unet" / "config.json")
     conditional = unet.get("num_class_embeds") is not None
+    null = read_json(model_dir / "model_index.json").get("null_class_label")
+    from ..pipeline import count_classes  # not at the top: an upload alone need not wait for torch
+
+    classes = count_classes(unet.get("num_class_embeds"), null)
+    write_notebook(model_dir, repo_id, classes)
+    samples = gallery(model_dir, classes, digits)
     results = measured(model_dir, dataset or "unknown")
     data = ModelCardData(
         license=license,
@@ -159,28 +247,35 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
         datasets=[dataset] if on_hub else None,
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
+        **({"widget": samples} if samples else {}),
     )
 
-    pictures = ""
+    pictures = "<Gallery />\n\n" if samples else ""
     grids = sorted((model_dir / "samples").glob("*.png")) if (model_dir / "samples").is_dir() else []
     if grids:
         (model_dir / "samples.png").write_bytes(grids[-1].read_bytes())
         steps = settings["ddpm_num_inference_steps"]
-        pictures = f"![samples](samples.png)\n\n*Not selected: the run's last grid, by DDIM in {steps} steps.*\n"
+        pictures += f"![samples](samples.png)\n\n*Not selected: the run's last grid, by DDIM in {steps} steps.*\n"
+    if (model_dir / "trajectory.png").is_file():
+        pictures += (
+            "\n![from noise to images](trajectory.png)\n\n*How four images left the noise. Upper rows: x_t. Lower"
+            " rows: the x_0 that the U-Net predicts from it.*\n"
+        )
     curve = "## Loss\n\n![loss over updates](loss_curve.png)\n" if loss_curve(model_dir) else ""
+    processes = run.get("processes", 1)
+    global_batch = settings["train_batch_size"] * settings["gradient_accumulation_steps"] * processes
     rows = {
         "dataset": dataset or "unknown",
         "parameters": f"{run['parameters']:,}" if "parameters" in run else "unknown",
-        "global batch": settings["train_batch_size"]
-        * settings["gradient_accumulation_steps"]
-        * run.get("processes", 1),
+        "global batch": global_batch,
         "updates": settings["max_train_steps"] or f"{settings['num_train_epochs']} epochs",
         "optimizer": f"{settings.get('optimizer', 'adamw')}, {settings['learning_rate']}, {settings['lr_scheduler']}",
         "warm-up": f"{settings['lr_warmup_steps']} updates",
         "averaged weights": "yes" if settings["use_ema"] else "no",
         "mixed precision": run.get("mixed_precision", settings["mixed_precision"]),
         "seed": settings["seed"],
-        "trained on": f"{run.get('device', 'unknown')}, {run.get('processes', 1)} process(es)",
+        "hardware": f"{run.get('device_name', run.get('device', 'unknown'))}, {processes} process(es)",
+        "minutes": time_taken(run, settings),
         "versions": ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()) or "unknown",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -205,7 +300,11 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
         ),
         what="handwritten digits" if digits else "small images",
         limits="Some samples are no digit that a person would read." if digits else "Some samples are not convincing.",
+        trust=TRUST if conditional else "",
         training=table,
+        differences=differences(
+            settings, unet, read_json(model_dir / "scheduler" / "scheduler_config.json"), global_batch
+        ),
         curve=curve,
         measurements=measurements,
         memorised=memorised,

@@ -12,7 +12,8 @@ import yaml
 from ..options import ConfigError, first_line, read_yaml
 from .card import class_to_show, is_digits, read_json, three_lines, write_card, written_by_hand
 
-MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "samples.png", "loss_curve.png")
+MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb")
+PICTURES = ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "evaluation.json", "evaluation_*.png")
 
@@ -22,7 +23,7 @@ import sys, numpy, torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 folder, conditional, output = sys.argv[1], sys.argv[2] == "1", sys.argv[3]
 if conditional:
-    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     arguments = {"class_labels": [0, 1]}
 else:
     pipe, arguments = DDPMPipeline.from_pretrained(folder), {"batch_size": 2}
@@ -117,7 +118,7 @@ def validate_model(model_dir: Path) -> None:
 
 def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool) -> list[Path]:
     """What goes, relative to the folder: the model, its card and its record; never more, unless asked."""
-    patterns = [*MODEL_FILES, *RECORD_FILES]
+    patterns = [*MODEL_FILES, *PICTURES, *RECORD_FILES]
     patterns += ["checkpoint-*/**/*"] if include_checkpoints else []
     patterns += ["logs/**/*"] if tensorboard else []
     found = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
@@ -150,17 +151,23 @@ def explain(error: Exception, repo_id: str) -> ConfigError:
     return ConfigError(f"{option}: the Hub cannot be reached, or broke off; check the network and run this again")
 
 
-def published_config(model_dir: Path) -> bytes:
-    """`train_config.yaml` as it is published: without paths, which may hold the user's name."""
-    settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
-    local = read_json(model_dir / "train_results.json").get("dataset_is_local", True)
+def without_paths(settings: dict, local: bool) -> dict:
+    """The settings of a run with file names in place of paths, which may hold the user's name; `local`: the dataset."""
+    settings = {**settings, "cache_dir": None}
     for key, value in settings.items():
         is_path = isinstance(value, str) and (
-            value.startswith(("/", "~", ".", "\\")) or value[1:2] == ":" or key in ("output_dir", "cache_dir")
+            value.startswith(("/", "~", ".", "\\")) or value[1:2] == ":" or key == "output_dir"
         )
         if is_path or (key == "dataset_name" and isinstance(value, str) and local):
             settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return yaml.safe_dump({**settings, "cache_dir": None}, sort_keys=False).encode()
+    return settings
+
+
+def published_config(model_dir: Path) -> bytes:
+    """`train_config.yaml` as it is published."""
+    settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
+    local = read_json(model_dir / "train_results.json").get("dataset_is_local", True)
+    return yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()
 
 
 def make_repo(api, repo_id: str, private: bool, revision: str | None) -> str:

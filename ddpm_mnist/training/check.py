@@ -117,6 +117,7 @@ def check(config: TrainConfig) -> int:
     accelerator = start_accelerator(config)
     checkpoint = check_output_dir(config)
     data = load_data(config, config.image_shape, config.num_validation_samples)
+    config.set_channels(data.channels)
     unet, scheduler = build(config, "unet"), build(config, "scheduler")
     global_batch = config.global_batch(accelerator.num_processes)
     steps = config.num_steps(len(data.train), accelerator.num_processes)

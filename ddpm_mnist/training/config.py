@@ -21,8 +21,8 @@ DESCRIPTION = "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST
 # the full width (None), which on a CPU is several times faster than heads of width 8.
 UNET = {
     "sample_size": 28,
-    "in_channels": 1,
-    "out_channels": 1,
+    "in_channels": None,  # 1 or 3, as the images have
+    "out_channels": None,
     "block_out_channels": [32, 64, 64],
     "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
@@ -55,6 +55,7 @@ class OutputOptions:
     checkpointing_steps: int = opt(880, "Save a checkpoint every so many updates, and one at the end.", at_least=1)
     checkpoints_total_limit: int | None = opt(2, "Keep so many of the newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
+    trackio_space_id: str | None = opt(None, "Space for trackio's dashboard: USER/NAME. Default: on this machine.")
     logging_steps: int = opt(10, "Log the mean loss of all updates since the last log.", at_least=1)
     check: bool = opt(False, "Report on the run to be, its cost and its problems, and do not train.", saved=False)
 
@@ -148,6 +149,9 @@ class HubOptions:
     """Hub"""
 
     push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.")
+    push_checkpoints: bool = opt(
+        False, "Push each checkpoint as the run goes, for machines whose disk is lost at the end."
+    )
     hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.")
     hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     token_file: str | None = opt(
@@ -176,6 +180,11 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         classes = count_classes(self.unet.get("num_class_embeds"), self.null_class_label)
         return ImageShape(self.unet["in_channels"], self.unet["sample_size"], classes)
 
+    def set_channels(self, channels: int) -> None:
+        """Give the U-Net the channels of the images that were read, where the config does not say how many."""
+        if self.unet["in_channels"] is None:
+            self.unet["in_channels"] = self.unet["out_channels"] = channels
+
     def global_batch(self, num_processes: int) -> int:
         """Images per update of the weights, over all processes and micro-batches."""
         return self.train_batch_size * self.gradient_accumulation_steps * num_processes
@@ -193,10 +202,14 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         fixed = [option.name for option in fields(self) if option.metadata.get("fixed_on_resume")]
         return {name: getattr(self, name) for name in (*SECTIONS, *fixed)}
 
-    def to_yaml(self) -> str:
-        """The settings of the run as a file that `--config` reads."""
+    def saved(self) -> dict[str, Any]:
+        """The settings of the run, without those of one launch only."""
         saved = {option.name for option in fields(self) if option.metadata.get("saved", True)}
-        return yaml.safe_dump({k: v for k, v in asdict(self).items() if k in saved}, sort_keys=False)
+        return {k: v for k, v in asdict(self).items() if k in saved}
+
+    def to_yaml(self) -> str:
+        """The same as a file that `--config` reads."""
+        return yaml.safe_dump(self.saved(), sort_keys=False)
 
 
 def parse_args(arguments: list[str]) -> TrainConfig:
@@ -240,6 +253,9 @@ def parse_args(arguments: list[str]) -> TrainConfig:
         if not isinstance(given_keys, dict):
             raise ConfigError(f"--config {file}: {section} must hold `key: value` lines")
         getattr(config, section).update({key: number_if_number(value) for key, value in given_keys.items()})
+    for key, other in (("in_channels", "out_channels"), ("out_channels", "in_channels")):
+        if config.unet[key] is None:
+            config.unet[key] = config.unet[other]
     if config.resolution is not None:
         if config.unet["sample_size"] != config.resolution and "sample_size" in sections["unet"]:
             raise ConfigError(
@@ -247,6 +263,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
             )
         config.unet["sample_size"] = config.resolution
     check_class_dropout(config)
+    if config.trackio_space_id and config.report_to not in ("trackio", "all"):
+        raise ConfigError(f"--trackio_space_id {config.trackio_space_id}: needs --report_to trackio")
     return config
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import accelerate
@@ -12,11 +14,13 @@ import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 from torch import Tensor
 
 from ..data import Data
 from ..hub.card import read_metrics, weights_sha256
+from ..hub.push import without_paths
 from ..options import ConfigError, first_line
 from .config import TrainConfig
 
@@ -36,15 +40,46 @@ def tracker_names(report_to: str) -> str | None:
     raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
 
 
+def tracker_options(config: TrainConfig, step: int) -> dict[str, dict]:
+    """What each tracker is started with, for Accelerate. A run that resumes goes on as the same run of its tracker: it
+    has the id in `logs/run_id`, which lasts as long as the output folder."""
+    output_dir = Path(config.output_dir)
+    path = output_dir / "logs" / "run_id"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
+    run_id = path.read_text(encoding="utf-8").strip()
+    name = f"{output_dir.resolve().name}-{run_id}"
+    same = {"name": name, "resume": "allow"}
+    return {
+        "tensorboard": {"purge_step": step + 1} if step else {},  # hides what was logged after the checkpoint
+        "wandb": {**same, "id": run_id, "dir": output_dir},
+        "trackio": {**same, "space_id": config.trackio_space_id, "private": config.hub_private_repo or None},
+    }
+
+
+def flat(settings: dict) -> dict[str, int | float | str]:
+    """Settings as trackers take them: `{"unet": {"dropout": 0.1}}` -> `{"unet.dropout": 0.1}`, the rest as text."""
+    sections = {k: v for k, v in settings.items() if isinstance(v, dict)}
+    nested = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
+    plain = {k: v for k, v in settings.items() if k not in sections}
+    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in (plain | nested).items()}
+
+
 class MetricsLog:
     """Metrics to the trackers and, a JSON object a line, to metrics.jsonl; sample grids to samples/ and trackers."""
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, step: int):
         self.accelerator, self.last = accelerator, {}
         self.mark = (time.perf_counter(), step)
-        settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in vars(config).items()}
+        local = config.dataset_name is not None and Path(config.dataset_name).exists()
+        settings = flat(without_paths(config.saved(), local))
+        on = config.report_to != "none" and accelerator.is_main_process
         try:
-            accelerator.init_trackers("ddpm-mnist", config=settings)
+            accelerator.init_trackers("ddpm-mnist", init_kwargs=tracker_options(config, step) if on else None)
+            for tracker in accelerator.trackers:
+                if step == 0 or tracker.name != "tensorboard":  # which would show the settings as a second run
+                    tracker.store_init_configuration(settings)
         except Exception as error:  # no account, no network, no place to write: each tracker has its own
             raise ConfigError(
                 f"--report_to {config.report_to}: cannot start ({first_line(error)}); mend it, or --report_to none"
@@ -58,7 +93,7 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log `metrics`; every process may call it, the main one writes."""
-        self.accelerator.log(metrics, step=step)
+        self.to_trackers(lambda tracker: tracker.log(metrics, step=step))
         self.last = self.last | metrics
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
@@ -68,19 +103,44 @@ class MetricsLog:
         """Keep a grid of samples; for the main process."""
         self.samples.mkdir(exist_ok=True)
         picture.save(self.samples / f"step-{step:06d}.png")
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                pixels = np.asarray(picture.convert("RGB"))[None]
-                if tracker.name == "tensorboard":
-                    tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
-                else:
-                    tracker.log_images({"samples": pixels}, step=step)
+        self.to_trackers(lambda tracker: log_picture(tracker, step, picture))
+
+    def write_final(self, step: int, figures: dict[str, float]) -> None:
+        """The figures of the whole run to the trackers; `train_results.json` has them too."""
+        self.to_trackers(lambda tracker: tracker.log({f"final/{k}": v for k, v in figures.items()}, step=step))
+
+    def close(self) -> None:
+        """End the log: trackers send what they still hold."""
+        self.to_trackers(lambda tracker: tracker.finish())
+        self.accelerator.trackers.clear()  # Accelerate would end them again
+
+    def to_trackers(self, tell: Callable[[GeneralTracker], object]) -> None:
+        """Tell each tracker something. One that fails is dropped, and that is said: no run ends over a tracker."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tell(tracker)
+            except Exception as error:  # of its network, its disk, its threads
+                self.accelerator.trackers.remove(tracker)
+                self.accelerator.print(f"{tracker.name} failed ({first_line(error)}); the run goes on without it.")
 
     def images_per_second(self, step: int, global_batch: int) -> float:
         """The rate since the last call, validation and checkpoints included."""
         (then, earlier), now = self.mark, time.perf_counter()
         self.mark = (now, step)
         return (step - earlier) * global_batch / (now - then)
+
+
+def log_picture(tracker: GeneralTracker, step: int, picture: Image.Image) -> None:
+    """A picture to a tracker that takes pictures, each in its own way."""
+    pixels = np.asarray(picture.convert("RGB"))[None]
+    if tracker.name == "trackio":  # Accelerate's tracker has no method for it
+        import trackio
+
+        tracker.log({"samples": trackio.Image(picture)}, step=step)
+    elif tracker.name == "tensorboard":
+        tracker.log_images({"samples": pixels}, step=step, dataformats="NHWC")
+    elif hasattr(tracker, "log_images"):
+        tracker.log_images({"samples": pixels}, step=step)
 
 
 def count_update(counts: Tensor, loss: Tensor, finite: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ CLASSES = {"unet": UNet2DModel, "scheduler": DDPMScheduler}
 def build(config: TrainConfig, section: str):
     """`UNet2DModel` or `DDPMScheduler` by its section of the config. ConfigError: it refuses a key or a value."""
     settings = getattr(config, section)
+    if section == "unet" and settings["in_channels"] is None:  # known when the data is read; until then any will do
+        settings = settings | {"in_channels": 1, "out_channels": 1}
     known = [name for name in inspect.signature(CLASSES[section].__init__).parameters if name != "self"]
     for key in settings:
         if key not in known:

@@ -12,7 +12,7 @@ from .log import METRICS_FILE
 
 CONFIG_FILE = "train_config.yaml"
 LOCK_FILE = ".lock"
-BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples"}
+BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wandb"}
 
 
 def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
@@ -90,7 +90,7 @@ def begin_output_dir(config: TrainConfig) -> None:
     output_dir = Path(config.output_dir)
     try:
         for path in list(output_dir.iterdir()):
-            of_a_run = steps_of(path) >= 0 or path.name in ("logs", "samples", METRICS_FILE)
+            of_a_run = steps_of(path) >= 0 or path.name in ("logs", "samples", "wandb", METRICS_FILE)
             if is_draft(path.name) or (config.overwrite_output_dir and of_a_run):
                 remove(path)
         (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Data, index_batches, load_data
+from ..hub.checkpoints import CheckpointPusher
 from ..hub.push import check_repo_id, read_token
 from ..options import ConfigError, first_line, shorten
 from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout
@@ -64,6 +65,7 @@ class Run:
         self.parameters = sum(p.numel() for p in self.bare_unet.parameters())
         self.counts = self.counts.to(self.accelerator.device)
         self.lock = None  # of the output folder, in the main process
+        self.pusher = None  # of checkpoints, in the main process, where the config asks for it
 
     def begin(self) -> None:
         """Make the output folder and start its log; say what is trained."""
@@ -71,6 +73,9 @@ class Run:
         if accelerator.is_main_process:
             self.lock = lock_output_dir(self.output_dir, accelerator.print)
             begin_output_dir(config)
+            if config.push_checkpoints:
+                private, token_file = config.hub_private_repo, config.token_file
+                self.pusher = CheckpointPusher(config.hub_model_id, token_file, private, accelerator.print)
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)
         self.stop.listen()
@@ -181,7 +186,9 @@ class Run:
                 "counts": self.counts,
             }
             limit = self.config.checkpoints_total_limit
-            save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
+            checkpoint = save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
+            if self.pusher is not None:
+                self.pusher.push(checkpoint)
         accelerator.wait_for_everyone()
 
     def load(self) -> None:
@@ -235,6 +242,9 @@ class Run:
                 self.save()
             self.accelerator.print(f"Stopped at step {self.step}; resume with --resume_from_checkpoint latest.")
         self.accelerator.wait_for_everyone()
+        if self.pusher is not None:
+            self.pusher.wait()
+        self.log.close()
         self.accelerator.end_training()
         return self.stop.exit_code if self.step < self.num_steps else 0
 
@@ -280,7 +290,7 @@ def build_run(config: TrainConfig) -> Run:
             f"--resume_from_checkpoint {checkpoint}: processes {blind} do not see it; put --output_dir on a disk that"
             " all hosts share, or copy the checkpoint to each"
         )
-    if config.push_to_hub:
+    if config.push_to_hub or config.push_checkpoints:
         check_repo_id(config.hub_model_id)  # now, and not after the training
         read_token(config.token_file)
 
@@ -289,6 +299,7 @@ def build_run(config: TrainConfig) -> Run:
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)
+    config.set_channels(data.channels)
 
     torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
     bare_unet, scheduler = build(config, "unet"), build(config, "scheduler")

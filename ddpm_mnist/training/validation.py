@@ -1,5 +1,6 @@
 """Held-out loss and sample grids in the course of a run."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from ..data import Images, scale
 from ..loss import squared_error
 from ..randomness import seeded_generator
-from ..sampling import grid, labels_for, sample_images, to_pil
+from ..sampling import Step, grid, labels_for, moments_to_show, sample_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from .setup import Run
+
+GALLERY = 8  # single samples on the model card
 
 
 def validate(run: Run) -> None:
@@ -89,11 +92,18 @@ def sample_grid_images(run: Run) -> Tensor:
         `[num_validation_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes,
         with guidance where it was trained with dropped labels.
     """
-    unet, config, accelerator = run.bare_unet, run.config, run.accelerator
+    config, accelerator = run.config, run.accelerator
     share = -(-config.num_validation_images // accelerator.num_processes)  # equal for all; the surplus is cut off below
     numbers = range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    drawn = sample_images(
-        unet,
+    drawn = torch.cat([step.sample for step in draw(run, numbers) if step.last])
+    return accelerator.gather(drawn.contiguous())[: config.num_validation_images]
+
+
+def draw(run: Run, numbers: range) -> Iterator[Step]:
+    """The images of these numbers, step by step; see `sample_grid_images`."""
+    config = run.config
+    return sample_steps(
+        run.bare_unet,
         DDIMScheduler.from_config(run.scheduler.config),
         numbers,
         config.ddpm_num_inference_steps,
@@ -103,4 +113,18 @@ def sample_grid_images(run: Run) -> Tensor:
         guidance_scale=2.0,
         null_class_label=config.null_class_label,
     )
-    return accelerator.gather(drawn.contiguous())[: config.num_validation_images]
+
+
+def write_card_pictures(run: Run) -> None:
+    """Pictures for the model card: single samples in `gallery/`, and in `trajectory.png` how the first came about."""
+    steps, moments, images = run.config.ddpm_num_inference_steps, [], []
+    with evaluating(run.bare_unet, run.ema):
+        for number, step in enumerate(draw(run, range(GALLERY))):
+            if step.index == 0 and number in moments_to_show(steps):
+                moments.append(step)
+            if step.last:
+                images += to_pil(step.sample)
+    trajectory_picture(moments).save(run.output_dir / "trajectory.png")
+    (run.output_dir / "gallery").mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        grid([image], zoom=max(1, 256 // image.width)).save(run.output_dir / f"gallery/{number}.png")

@@ -1,0 +1,92 @@
+"""Any small images: channels from the data, and a set in colour from training to the push."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, in_process, make_dataset
+from PIL import Image
+
+import evaluate
+import generate
+import push_to_hub
+from ddpm_mnist.data import load_data
+from ddpm_mnist.training.config import parse_args
+
+
+def patch(i: int, size: int = 32) -> Image.Image:
+    """A square of one of three colours, somewhere on a dark ground; the colour is the class."""
+    pixels = np.full((size, size, 3), 20, np.uint8)
+    x, y = 3 + i % 7, 2 + i % 11
+    pixels[y : y + 14, x : x + 14, i % 3] = 230
+    return Image.fromarray(pixels)
+
+
+def save(folder, images: list, columns=("image", "label")) -> str:
+    """Two splits of parquet in a new folder; returns its name."""
+    folder.mkdir()
+    rows = make_dataset(images, [i % 3 for i in range(len(images))]).rename_columns(
+        dict(zip(("image", "label"), columns))
+    )
+    for split, part in (("train", range(len(images) - 24)), ("test", range(len(images) - 24, len(images)))):
+        rows.select(part).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+GREY, GREY_AS_RGB, COLOUR = (
+    [patch(i).convert(mode).convert(stored) for i in range(40)]
+    for mode, stored in (("L", "L"), ("L", "RGB"), ("RGB", "RGB"))
+)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "channels", "said"),
+    [
+        (GREY, [], 1, None),
+        (GREY_AS_RGB, [], 1, None),
+        (COLOUR, [], 3, None),
+        (COLOUR, ["--unet.in_channels=1"], 1, "16 of 16 images have colour and are made grey"),
+        (GREY, ["--unet.out_channels=3"], 3, "the images are grey and get three equal channels"),
+    ],
+    ids=["grey", "grey as RGB", "colour", "colour made grey", "grey made colour"],
+)
+def test_channels_are_those_of_the_images_unless_the_config_says(tmp_path, images, options, channels, said):
+    lines = []
+    config = parse_args([f"--dataset_name={save(tmp_path / 'set', images)}", "--resolution=32", *options])
+    data = load_data(config, config.image_shape, warn=lines.append)
+    config.set_channels(data.channels)
+    assert data.channels == config.unet["in_channels"] == config.unet["out_channels"] == channels
+    assert (said in lines[0] and len(lines) == 1) if said else not lines
+
+
+def test_a_set_in_colour_from_training_to_the_push(tmp_path, train, monkeypatch, capsys):
+    """Columns as in CIFAR-10; everything after the training finds out by itself that the images have colour."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    name = save(tmp_path / "squares", [patch(i) for i in range(90)], columns=("img", "label"))
+    out = train("out", dataset_name=name, **{"unet.num_class_embeds": 3, "resolution": 32})
+    assert json.loads((out / "unet/config.json").read_text())["in_channels"] == 3
+    assert Image.open(sorted((out / "samples").iterdir())[-1]).mode == "RGB"
+
+    steps = ["--num_inference_steps", 3, "--scheduler", "ddim", "--guidance_scale", 1]
+    drawn = [*steps, "--num_images", 4, "--save_trajectory", "--output", tmp_path / "grid.png"]
+    assert in_process(generate.main, "--model", out, *drawn) == 0
+    assert Image.open(tmp_path / "grid/00003.png").mode == "RGB"
+    measured = [*steps, "--num_images", 24, "--bound_images", 0, "--classifier_steps", 10]
+    assert in_process(evaluate.main, "--model", out, *measured) == 0
+    table = (out / "evaluation.md").read_text(encoding="utf-8")
+    assert "classified as the requested class" in table and "digit" not in table
+
+    capsys.readouterr()
+    assert in_process(push_to_hub.main, "--model_dir", out, "--hub_model_id", "alice/squares", "--dry_run") == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "of small images" in card and "digit" not in card and table in card
+    assert not capsys.readouterr().err
+
+
+def test_the_configs_of_other_sets_name_their_set():
+    for name, dataset, size in (
+        ("fashion_mnist", "zalando-datasets/fashion_mnist", 28),
+        ("cifar10", "uoft-cs/cifar10", 32),
+    ):
+        config = parse_args(["--config", str(ROOT / f"configs/{name}.yaml")])
+        assert (config.dataset_name, config.unet["sample_size"], config.unet["in_channels"]) == (dataset, size, None)
