@@ -14,6 +14,7 @@ import yaml
 from conftest import ROOT, blob, make_dataset, posix, python, smoke_args
 from hub_server import File, HubServer
 from huggingface_hub import ModelCard
+from packaging.requirements import Requirement
 from PIL import Image
 
 from ddpm_mnist.hub.card import write_card
@@ -498,3 +499,86 @@ def test_the_token_goes_nowhere_else(hub, model, tmp_path):
     assert not [path for path, content in hub.repo("alice/digits").files().items() if ALICE.encode() in content]
     missing = push(hub, model, tmp_path, "--token_file", tmp_path / "none", token=None)
     assert missing.returncode == 2 and "--token_file" in missing.stderr
+
+
+# ---- the Space -----------------------------------------------------------------------------------------------------
+
+SPACE_FILES = {
+    *(".gitattributes", "README.md", "model.txt", "requirements.txt", "page.css", "pipeline.py", "randomness.py"),
+    *("app.py", "drawing.py", "film.js", "pad.js", "schedule.js"),
+}
+
+
+def test_a_space_holds_all_it_needs_and_is_made_once(hub, push_here, model, tmp_path):
+    other = copy(model, tmp_path)
+    said = push_here(other, space_id="alice/watch", license="apache-2.0")
+    assert f"{hub.url}/spaces/alice/watch" in said
+    space, repo = hub.repo("alice/watch", "space"), hub.repo("alice/digits")
+    files = space.files()
+    assert set(files) == SPACE_FILES and files["model.txt"] == b"alice/digits\n"
+    card = files["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
+    assert front["models"] == ["alice/digits"] and len(front["short_description"]) <= 60
+    bounds = next(line for line in files["requirements.txt"].decode().splitlines() if line.startswith("gradio"))
+    assert Requirement(bounds).specifier.contains(front["sdk_version"])
+    assert "https://huggingface.co/alice/digits" in card
+    assert "https://huggingface.co/spaces/alice/watch" in repo.files()["README.md"].decode()
+    for options in ({"space_id": "alice/watch", "license": "apache-2.0"}, {"license": "apache-2.0"}):
+        push_here(other, **options)  # the link stays, also without --space_id
+        assert len(space.branches["main"]) == 2 and len(repo.branches["main"]) == 2
+    push_here(other, space_id="alice/watch", license="mit")
+    assert len(space.branches["main"]) == 3 and b"license: mit" in space.files()["README.md"]
+
+
+def test_what_was_edited_in_a_space_stays_and_other_spaces_are_left_alone(hub, push_here, model, tmp_path):
+    other = copy(model, tmp_path)
+    push_here(other, space_id="alice/watch")
+    space = hub.repo("alice/watch", "space")
+    mine = {"README.md": File(b"---\nsdk: gradio\n---\nmine", False), "extra.txt": File(b"mine", False)}
+    space.add("main", "edit on the website", dict(space.at("main").files) | mine)
+    assert "README.md of the Space alice/watch was edited" in push_here(other, space_id="alice/watch")
+    assert space.files()["README.md"].endswith(b"mine") and space.files()["extra.txt"] == b"mine"
+    hub.create("alice/chess", "space", files={"app.py": b"chess"})
+    with pytest.raises(ConfigError, match="--space_id alice/chess: is a Space of another app"):
+        push_here(other, space_id="alice/chess")
+    assert hub.repo("alice/chess", "space").files()["app.py"] == b"chess"
+
+
+def test_a_space_that_cannot_be_is_one_line(hub, push_here, model, tmp_path):
+    other = copy(model, tmp_path)
+    for options, message in (
+        ({"space_id": "bob/watch"}, "--space_id bob/watch: 403"),
+        ({"space_id": "a/b/c"}, "--space_id a/b/c: is no repo id"),
+        ({"space_id": "watch", "dry_run": True}, "--space_id watch; write --space_id USER/NAME"),
+        (
+            {"space_id": "alice/watch", "create_pr": True},
+            "--space_id alice/watch: a Space shows the model's main branch",
+        ),
+        (
+            {"space_id": "alice/watch", "revision": "v2"},
+            "--space_id alice/watch: a Space shows the model's main branch",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            push_here(other, **options)
+    assert not [repo for repo in hub.repos if repo[0] == "space"]
+    said = push_here(other, space_id="alice/watch", dry_run=True)
+    assert "drawing.py" in said and "the Space alice/watch" in said and "Nothing was sent" in said
+    assert not [repo for repo in hub.repos if repo[0] == "space"]
+
+
+def test_a_private_model_has_a_private_space(hub, push_here, model, tmp_path):
+    other = copy(model, tmp_path)
+    assert "a secret HF_TOKEN" in push_here(other, space_id="alice/watch", private=True)
+    assert hub.repo("alice/watch", "space").private and hub.repo("alice/digits").private
+    hub.create("alice/open", "space")
+    with pytest.raises(ConfigError, match="--private: alice/open exists and is public"):
+        push_here(other, space_id="alice/open", private=True)
+
+
+def test_push_to_hub_makes_the_space(hub, model, tmp_path):
+    done = push(hub, model, tmp_path, "--space_id", "alice/watch")
+    assert done.returncode == 0, done.stderr
+    assert set(hub.repo("alice/watch", "space").files()) == SPACE_FILES
+    assert ALICE not in done.stdout + done.stderr
