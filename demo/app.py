@@ -148,6 +148,7 @@ def make_page(model: Model) -> gr.Blocks:
             "show_progress": "minimal",
         }
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        told = quick | {"queue": True, "concurrency_limit": None}  # only the queue brings messages to the page
         settings = [digit, count, guidance, sampler, steps, seed]
 
         def on_draw(*values):
@@ -156,20 +157,23 @@ def make_page(model: Model) -> gr.Blocks:
         def on_rewrite(*values):
             yield from shown(rewrite(model, *values))
 
-        def on_open(request: gr.Request) -> Settings:
-            """The settings in the page's address; what it lacks has its default."""
-            given = {name: request.query_params[name] for name in Settings._fields if name in request.query_params}
-            return next(shown(check(model, defaults._replace(**given)) for _ in range(1)))
+        def linked(request: gr.Request) -> dict[str, str]:
+            """The settings in the page's address."""
+            return {name: request.query_params[name] for name in Settings._fields if name in request.query_params}
+
+        def on_open(request: gr.Request):
+            given = linked(request)  # without any, the controls are left alone: the visitor may be quicker
+            return next(shown(check(model, defaults._replace(**given)) if given else gr.skip() for _ in range(1)))
 
         def on_opened(request: gr.Request, *values):
-            yield from on_draw(*values) if set(Settings._fields) & set(request.query_params) else [gr.skip()]
+            yield from on_draw(*values) if linked(request) else [gr.skip()]
 
         drawings = [
             go.click(on_draw, settings, drawn, **slow),
             another.click(lambda seed: (int(seed or 0) + 1) % MAX_SEED, seed, seed, **quick).success(
                 on_draw, settings, drawn, **slow
             ),
-            page.load(on_open, None, settings, **quick).success(on_opened, settings, drawn, **slow),
+            page.load(on_open, None, settings, **told).success(on_opened, settings, drawn, **slow),
             write.click(on_rewrite, [pad, until, label, tries, seed], rewritten, **slow),
         ]
         stop.click(None, cancels=drawings)
