@@ -89,6 +89,7 @@ function begin() {
   pictures = [];
   held = false;
   element.dataset.done = "false";
+  caption.textContent = "Drawing…";
   tiles.replaceChildren(...props.value.names.map((name) => makeTile(name, false)));
   if (props.value.original) {
     const tile = makeTile("yours, as MNIST", true);

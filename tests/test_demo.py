@@ -183,9 +183,9 @@ def visit(width: int):
 
 def film(page, where: str = "#drawn", tiles: int | None = None) -> list[str]:
     """The pictures that a film shows, x_t and predicted x_0 of each image, when it is done."""
-    page.wait_for_selector(f"{where}[data-done=true], {where} [data-done=true]")
     if tiles is not None:
         page.wait_for_function(f"document.querySelectorAll('{where} .tiles figure').length === {tiles}")
+    page.wait_for_selector(f"{where}[data-done=true], {where} [data-done=true]")
     page.wait_for_function(f"document.querySelector('{where} .caption').textContent.startsWith('Done')")
     return page.evaluate(f"[...document.querySelectorAll('{where} .tiles canvas')].map((c) => c.toDataURL())")
 
@@ -273,7 +273,6 @@ def test_a_visit(tmp_path):
 
         # a link draws the same picture again, and a wrong one says so
         page.goto(link)
-        page.wait_for_function("document.querySelectorAll('#drawn .tiles figure').length === 3")
         assert film(page, tiles=3) == sevens
         page.goto(f"{address}?count=99")
         page.get_by_text("count 99: draw 1 to 16 images").first.wait_for()
