@@ -130,9 +130,9 @@ def make_page(model: Model) -> gr.Blocks:
                 pad = part(PAD, "pad.js", elem_id="pad")
                 write = gr.Button("Noise and denoise", variant="primary", elem_id="rewrite")
                 until = gr.Slider(0, model.timesteps - 1, model.timesteps * 2 // 5, step=1, label="Noise it to t")
-                names = [*([NO_LABEL] if guided else []), *labels]
+                names = [*([NO_LABEL] if guided or not labels else []), *labels]
                 told = "What the model is told; with a label it turns the drawing into that digit."
-                label = choose(names, value=(names or [""])[0], label="Label", info=told, visible=conditional)
+                label = choose(names, value=names[0], label="Label", info=told, visible=conditional)
                 tries = gr.Slider(1, MAX_TRIES, 4, step=1, label="How many times", elem_id="tries")
             with gr.Column(scale=5, min_width=300):
                 rewritten = part(FILM.replace("WAITING", WAITING), "film.js", elem_id="rewritten")

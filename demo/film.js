@@ -68,10 +68,9 @@ function show(index) {
   slider.max = frames.length - 1;
   slider.value = index;
   const { t, left } = frames[index];
-  const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
   const words = t < 0
     ? `Done: x₀ after ${steps} steps. Slide back to see how it left the noise.`
-    : `t = ${t}: above xₜ, which is ${percent(left)} image and ${percent(Math.sqrt(1 - left * left))} noise; below the x₀ predicted from it.`;
+    : `t = ${t}: above xₜ = ${left.toFixed(2)} x₀ + ${Math.sqrt(1 - left * left).toFixed(2)} ε; below the x₀ predicted from it.`;
   caption.textContent = done || t < 0 ? words : `Drawing… ${words}`;
   slider.setAttribute("aria-valuetext", words);
 }

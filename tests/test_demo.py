@@ -223,7 +223,7 @@ def test_a_visit(tmp_path):
         slider.focus()
         slider.press("Home")
         caption = page.locator("#drawn .caption")
-        assert "t = 980" in caption.text_content() and "100% noise" in caption.text_content()
+        assert "t = 980" in caption.text_content() and "1.00 ε" in caption.text_content()
         slider.press("ArrowRight")
         assert "t = 960" in caption.text_content()
         slider.press("End")
