@@ -2,8 +2,9 @@
 
     python push_to_hub.py --model_dir ddpm-mnist --hub_model_id USER/ddpm-mnist
 
-The token comes from `hf auth login`, HF_TOKEN or --token_file. Run again with nothing changed, it makes no commit; if
-it was interrupted, run it again.
+With `--space_id USER/NAME`, also a Space: a page on which anyone can watch the model draw. The token comes from
+`hf auth login`, HF_TOKEN or --token_file. Run again with nothing changed, it makes no commit; if it was interrupted,
+run it again.
 """
 
 import sys
@@ -20,6 +21,7 @@ class PushConfig:
 
     hub_model_id: str = opt("", "The repo: USER/NAME. Needed.")
     model_dir: str = opt("ddpm-mnist", "The output_dir of a finished training run.", path=True)
+    space_id: str | None = opt(None, "Also a Space that shows the model, by the page in demo/: USER/NAME.")
     private: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
     create_pr: bool = opt(False, "Open a pull request instead of committing.")

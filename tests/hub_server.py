@@ -56,13 +56,18 @@ class Commit:
 
 @dataclass
 class Repo:
-    kind: str  # "model" or "dataset"
+    kind: str  # "model", "dataset" or "space"
     id: str
     private: bool
     branches: dict[str, list[Commit]] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.add("main", "initial commit", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)})
+        files = {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}
+        if self.kind == "space":  # the Hub starts a Space with a card
+            files["README.md"] = File(
+                b"---\ntitle: New\nsdk: gradio\nsdk_version: 5.0.0\napp_file: app.py\n---\n", False
+            )
+        self.add("main", "initial commit", files)
 
     def add(self, branch: str, message: str, files: dict[str, File]) -> Commit:
         history = self.branches.setdefault(branch, [])
@@ -125,7 +130,7 @@ class HubServer:
 
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
-KIND = r"(?P<kind>models|datasets)"
+KIND = r"(?P<kind>models|datasets|spaces)"
 ROUTES = [  # method, path, name of the handling method; the first that matches serves
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create_repo"),
@@ -139,11 +144,11 @@ ROUTES = [  # method, path, name of the handling method; the first that matches 
     ("GET", rf"/api/{KIND}/{REPO}/refs", "refs"),
     ("GET", rf"/api/{KIND}/{REPO}/revision/(?P<rev>[^/]+)", "info"),
     ("GET", rf"/api/{KIND}/{REPO}", "info"),
-    ("POST", rf"/(?P<kind>datasets/)?{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", rf"/(?P<kind>datasets/|spaces/)?{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs-storage/(?P<oid>\w{64})", "lfs_put"),
     ("GET", r"/lfs-storage/(?P<oid>\w{64})", "lfs_get"),
     ("POST", r"/lfs-verify", "lfs_verify"),
-    ("GET", rf"/(?P<kind>datasets/)?{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", rf"/(?P<kind>datasets/|spaces/)?{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 
@@ -243,7 +248,7 @@ class HubHandler(BaseHTTPRequestHandler):
         return self.server_hub.tokens[token]
 
     def find(self, kind: str | None, repo: str, write: bool = False) -> Repo:
-        found = self.server_hub.repos.get(("dataset" if (kind or "").startswith("datasets") else "model", repo))
+        found = self.server_hub.repos.get(((kind or "models").rstrip("/").removesuffix("s"), repo))
         user, owner = self.user(), repo.split("/")[0]
         if found is None or (found.private and user != owner):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -273,8 +278,10 @@ class HubHandler(BaseHTTPRequestHandler):
         owner, kind = wanted.get("organization") or user, wanted.get("type") or "model"
         if owner != user:
             raise Refusal(403, f"You don't have the rights to create a {kind} under the namespace {owner}")
+        if kind == "space" and wanted.get("sdk") not in ("gradio", "docker", "static"):
+            raise Refusal(400, "a Space needs an sdk")
         repo_id = f"{owner}/{wanted['name']}"
-        url = f"{self.server_hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+        url = f"{self.server_hub.url}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
         if (kind, repo_id) in self.server_hub.repos:
             self.answer({"error": "You already created this repo", "url": url}, 409)
             return

@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT, blob, in_process, make_dataset, metrics, posix, python, same, smoke_args, weights
 from hub_server import File, HubServer
 from huggingface_hub import ModelCard, constants
+from packaging.requirements import Requirement
 from PIL import Image
 
 from ddpm_mnist.hub import checkpoints
@@ -609,3 +610,74 @@ def test_the_token_goes_nowhere_else(hub, push, model, tmp_path):
     assert not [path for path, content in hub.repo("alice/digits").files().items() if ALICE.encode() in content]
     missing = push(model, "--token_file", tmp_path / "none", token=None)
     assert missing.returncode == 2 and "--token_file" in missing.stderr
+
+
+# ---- the Space -----------------------------------------------------------------------------------------------------
+
+SPACE_FILES = {
+    *(".gitattributes", "README.md", "model.txt", "requirements.txt", "page.css", "pipeline.py", "randomness.py"),
+    *("app.py", "drawing.py", "film.js", "pad.js", "schedule.js"),
+}
+
+
+def test_a_space_holds_all_it_needs_and_is_made_once(hub, push, model, tmp_path):
+    other = copy(model, tmp_path)
+    said = push(other, "--space_id", "alice/watch", "--license", "apache-2.0")
+    assert said.returncode == 0 and f"{hub.url}/spaces/alice/watch" in said.stdout
+    assert ALICE not in said.stdout + said.stderr
+    space, repo = hub.repo("alice/watch", "space"), hub.repo("alice/digits")
+    files = space.files()
+    assert set(files) == SPACE_FILES and files["model.txt"] == b"alice/digits\n"
+    card = files["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
+    assert front["models"] == ["alice/digits"] and len(front["short_description"]) <= 60
+    bounds = next(line for line in files["requirements.txt"].decode().splitlines() if line.startswith("gradio"))
+    assert Requirement(bounds).specifier.contains(front["sdk_version"])
+    assert "https://huggingface.co/alice/digits" in card
+    assert "https://huggingface.co/spaces/alice/watch" in repo.files()["README.md"].decode()
+    for options in (["--space_id", "alice/watch", "--license", "apache-2.0"], ["--license", "apache-2.0"]):
+        push(other, *options)  # the link stays, also without --space_id
+        assert len(space.branches["main"]) == 2 and len(repo.branches["main"]) == 2
+    push(other, "--space_id", "alice/watch", "--license", "mit")
+    assert len(space.branches["main"]) == 3 and b"license: mit" in space.files()["README.md"]
+
+
+def test_what_was_edited_in_a_space_stays_and_other_spaces_are_left_alone(hub, push, model, tmp_path):
+    other = copy(model, tmp_path)
+    push(other, "--space_id", "alice/watch")
+    space = hub.repo("alice/watch", "space")
+    mine = {"README.md": File(b"---\nsdk: gradio\n---\nmine", False), "extra.txt": File(b"mine", False)}
+    space.add("main", "edit on the website", dict(space.at("main").files) | mine)
+    assert "README.md of the Space alice/watch was edited" in push(other, "--space_id", "alice/watch").stdout
+    assert space.files()["README.md"].endswith(b"mine") and space.files()["extra.txt"] == b"mine"
+    hub.create("alice/chess", "space", files={"app.py": b"chess"})
+    done = push(other, "--space_id", "alice/chess")
+    assert done.returncode == 2 and "--space_id alice/chess: is a Space of another app" in done.stderr
+    assert hub.repo("alice/chess", "space").files()["app.py"] == b"chess"
+
+
+def test_a_space_that_cannot_be_is_one_line(hub, push, model, tmp_path):
+    other = copy(model, tmp_path)
+    for options, message in (
+        (["bob/watch"], "--space_id bob/watch: 403"),
+        (["a/b/c"], "--space_id a/b/c: is no repo id"),
+        (["watch", "--dry_run"], "--space_id watch; write --space_id USER/NAME"),
+        (["alice/watch", "--create_pr"], "--space_id alice/watch: a Space shows the model's main branch"),
+        (["alice/watch", "--revision", "v2"], "--space_id alice/watch: a Space shows the model's main branch"),
+    ):
+        done = push(other, "--space_id", *options)
+        assert done.returncode == 2 and f"error: {message}" in done.stderr and "Traceback" not in done.stderr
+    assert not [repo for repo in hub.repos if repo[0] == "space"]
+    said = push(other, "--space_id", "alice/watch", "--dry_run").stdout
+    assert "drawing.py" in said and "the Space alice/watch" in said and "Nothing was sent" in said
+    assert not [repo for repo in hub.repos if repo[0] == "space"]
+
+
+def test_a_private_model_has_a_private_space(hub, push, model, tmp_path):
+    other = copy(model, tmp_path)
+    assert "a secret HF_TOKEN" in push(other, "--space_id", "alice/watch", "--private").stdout
+    assert hub.repo("alice/watch", "space").private and hub.repo("alice/digits").private
+    hub.create("alice/open", "space")
+    done = push(other, "--space_id", "alice/open", "--private")
+    assert done.returncode == 2 and "--private: alice/open exists and is public" in done.stderr

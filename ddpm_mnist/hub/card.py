@@ -53,6 +53,7 @@ pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe({arguments}, num_inference_steps=20)"""
 
 
+SPACE_ID = ".space_id"  # file in the model's folder: the Space that shows it
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 
 
@@ -207,6 +208,17 @@ def loss_curve(model_dir: Path) -> bool:
     return True
 
 
+def space_line(model_dir: Path) -> str:
+    """The link to the Space that the model was last pushed with; empty where there was none."""
+    file = model_dir / SPACE_ID
+    space_id = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return (
+        f"\n\n[Watch it draw](https://huggingface.co/spaces/{space_id}): a page with its steps from noise."
+        if space_id
+        else ""
+    )
+
+
 def written_by_hand(card: str) -> bool:
     """Whether the text of a card is not, to the letter, one that `write_card` wrote."""
     text, mark, digest = card.replace("\r\n", "\n").rpartition(MARK)
@@ -293,6 +305,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
         metadata=data.to_yaml(),
         name=repo_id.split("/")[-1],
         own_file=", and one file of its own" if conditional else "",
+        space=space_line(model_dir),
         pictures=pictures,
         three_lines=three_lines(repo_id, class_to_show(unet, digits), digits),
         faster=FASTER.format(

@@ -4,7 +4,8 @@ from pathlib import Path
 from threading import Thread
 
 from ..options import ConfigError
-from .push import explain, make_repo, published_config, read_token
+from .push import published_config
+from .repo import explain, make_repo, read_token
 
 LONGEST_WAIT = 600.0  # seconds, for the last push, at the end of a run
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import yaml
 
 from ..options import ConfigError, first_line, read_yaml
-from .card import class_to_show, is_digits, read_json, three_lines, write_card, written_by_hand
+from .card import SPACE_ID, class_to_show, is_digits, read_json, three_lines, write_card
+from .repo import check_repo_id, edited_on_the_hub, explain, make_repo, read_token
+from .space import check_space, open_space, space_files, upload_space
 
 MODEL_FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb")
 PICTURES = ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
@@ -33,34 +35,6 @@ images = pipe(**arguments, generator=torch.Generator().manual_seed(0), num_infer
 assert not any(name.startswith("ddpm_mnist") for name in sys.modules)
 numpy.save(output, images.numpy())
 """
-
-
-def read_token(token_file: str | None) -> str:
-    """The token, from a file or from where `hf auth login` and HF_TOKEN put it. ConfigError: there is none."""
-    from huggingface_hub import get_token
-
-    if token_file is not None:
-        try:
-            token = Path(token_file).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            raise ConfigError(f"--token_file {token_file}: cannot be read; name a file that holds the token") from None
-    else:
-        token = get_token()
-    if not token:
-        raise ConfigError("no token: `hf auth login`, or set HF_TOKEN, or give --token_file")
-    return token
-
-
-def check_repo_id(repo_id: str | None, full: bool = False) -> None:
-    """ConfigError: it is missing, or no repo id; or, where it must be `full`, it lacks the user."""
-    from huggingface_hub.utils import validate_repo_id
-
-    if not repo_id or (full and "/" not in repo_id):
-        raise ConfigError(f"--hub_model_id{f' {repo_id}' if repo_id else ': missing'}; write --hub_model_id USER/NAME")
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise explain(error, repo_id) from None
 
 
 def is_conditional(model_dir: Path) -> bool:
@@ -125,32 +99,6 @@ def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool)
     return sorted(path.relative_to(model_dir) for path in found)
 
 
-def explain(error: Exception, repo_id: str) -> ConfigError:
-    """One line, with the cure, for whatever the Hub's client raised."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
-
-    option = f"--hub_model_id {repo_id}"
-    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-    if isinstance(cause, HFValidationError):
-        return ConfigError(f"{option}: is no repo id; write USER/NAME, of letters, digits, '-', '_' and '.'")
-    if isinstance(cause, RevisionNotFoundError):
-        return ConfigError(f"{option}: has no such revision; check --revision")
-    if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-        status = cause.response.status_code
-        cures = {
-            400: "the Hub refuses what was sent; see `--debug` for its answer",
-            401: "the Hub does not know this token; `hf auth login` again, or make a new one",
-            403: "the token may not write there; make one with the role 'write', or use your own name",
-            404: "there is no such repo, or the token may not see it; check the name",
-            409: "somebody else changed it at the same time; run this again",
-            413: "the Hub finds it too large; leave out checkpoints",
-            429: "the Hub asks to wait; run this again in some minutes",
-        }
-        cure = cures.get(status, "the Hub has trouble; run this again later" if status >= 500 else "see --debug")
-        return ConfigError(f"{option}: {status}: {cure}")
-    return ConfigError(f"{option}: the Hub cannot be reached, or broke off; check the network and run this again")
-
-
 def without_paths(settings: dict, local: bool) -> dict:
     """The settings of a run with file names in place of paths, which may hold the user's name; `local`: the dataset."""
     settings = {**settings, "cache_dir": None}
@@ -168,48 +116,6 @@ def published_config(model_dir: Path) -> bytes:
     settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
     local = read_json(model_dir / "train_results.json").get("dataset_is_local", True)
     return yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()
-
-
-def make_repo(api, repo_id: str, private: bool, revision: str | None) -> str:
-    """Create the repo, and the branch, unless they are there; returns the full id, USER/NAME, as the Hub has it.
-
-    Raises:
-        ConfigError: see `explain`; or the repo is public though `private` was asked for.
-    """
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.repo_info(repo_id).private:
-            raise ConfigError(
-                f"--private: {repo_id} exists and is public, and nothing was uploaded; make it private in its settings "
-                "on the website, or use another --hub_model_id"
-            )
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-    except ConfigError:
-        raise
-    except Exception as error:  # of the client, its network library and its threads
-        raise explain(error, repo_id) from error
-    return repo_id
-
-
-def edited_on_the_hub(api, repo_id: str, revision: str | None, model_dir: Path) -> bool:
-    """Whether the card on the Hub was written or edited there: it is not ours, nor the one pushed from here last."""
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)
-            there = Path(path).read_bytes()
-        except LocalEntryNotFoundError as error:  # the Hub was not reached; an EntryNotFoundError by its class
-            raise explain(error, repo_id) from error
-        except (EntryNotFoundError, RepositoryNotFoundError):
-            return False
-        except Exception as error:
-            raise explain(error, repo_id) from error
-    mine = model_dir / PUSHED_CARD
-    last_pushed = mine.read_text(encoding="utf-8").strip() if mine.is_file() else None
-    by_hand = written_by_hand(there.decode("utf-8", errors="replace"))
-    return by_hand and hashlib.sha256(there).hexdigest() != last_pushed
 
 
 def upload(
@@ -251,6 +157,13 @@ def upload(
     return commit.pr_url or commit.commit_url
 
 
+def list_files(sizes: dict[str, int], goal: str, say) -> None:
+    """Say what goes where: a line for each file, and the sum."""
+    for path, size in sizes.items():
+        say(f"{size:>12,}  {path}")
+    say(f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {goal}")
+
+
 def push_model(
     model_dir: Path,
     repo_id: str,
@@ -264,9 +177,12 @@ def push_model(
     include_checkpoints: bool = False,
     tensorboard: bool = False,
     dry_run: bool = False,
+    space_id: str | None = None,
     say=print,
 ) -> None:
     """All of it: validate, create the repo, write the card, say what is uploaded, upload, say how it is used.
+
+    With `space_id`, a Space that shows the model too.
 
     Raises:
         ConfigError: see `read_token`, `validate_model`, `make_repo` and `upload`.
@@ -274,6 +190,8 @@ def push_model(
     check_repo_id(repo_id, full=dry_run)
     if create_pr and revision not in (None, "main"):
         raise ConfigError(f"--create_pr: a pull request goes to main, not to --revision {revision}; give one of them")
+    if space_id is not None:
+        check_space(space_id, full=dry_run, other_branch=create_pr or revision not in (None, "main"))
     token = None if dry_run else read_token(token_file)
     validate_model(model_dir)
     keep_card = False
@@ -282,15 +200,22 @@ def push_model(
 
         api = HfApi(token=token)
         repo_id = make_repo(api, repo_id, private, revision)
-        keep_card = edited_on_the_hub(api, repo_id, revision, model_dir)
+        mine = model_dir / PUSHED_CARD
+        last_pushed = mine.read_text(encoding="utf-8").strip() if mine.is_file() else None
+        keep_card = edited_on_the_hub(api, repo_id, revision, last_pushed)
+        if space_id is not None:
+            space_id = open_space(api, space_id, private)
+            (model_dir / SPACE_ID).write_text(space_id + "\n", encoding="utf-8")
     write_card(model_dir, repo_id, license, say)
     files = files_to_push(model_dir, include_checkpoints, tensorboard)
     if keep_card:
         files.remove(Path("README.md"))
         say(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
-    for path in files:
-        say(f"{(model_dir / path).stat().st_size:>12,}  {path.as_posix()}")
-    say(f"{sum((model_dir / path).stat().st_size for path in files):>12,}  bytes in {len(files)} files for {repo_id}")
+    sizes = {path.as_posix(): (model_dir / path).stat().st_size for path in files}
+    list_files(sizes, repo_id, say)
+    if space_id is not None:
+        space = space_files(space_id, repo_id, license)
+        list_files({path: len(content) for path, content in space.items()}, f"the Space {space_id}", say)
     if dry_run:
         say("Nothing was sent (--dry_run).")
         return
@@ -298,4 +223,6 @@ def push_model(
     address = upload(api, model_dir, repo_id, files, **options)
     digits = is_digits(read_json(model_dir / "train_results.json").get("dataset", ""))
     unet = read_json(model_dir / "unet" / "config.json")
+    if space_id is not None:
+        say(f"\n{upload_space(api, space_id, space, private, say)}")
     say(f"\n{address}\n\n{three_lines(repo_id, class_to_show(unet, digits), digits)}")
