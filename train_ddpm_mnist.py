@@ -36,7 +36,7 @@ def train(config: TrainConfig) -> int:
             for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: draw x_0, t and epsilon ~ N(0, I)
                 with accelerator.accumulate(unet):
                     error = squared_error(unet, scheduler, images, noise, timesteps, labels)
-                    weights = loss_weights(scheduler, timesteps, config.snr_gamma)  # all 1, unless asked for
+                    weights = loss_weights(scheduler, timesteps, config.loss_weighting, config.snr_gamma)
                     loss = (weights * error).mean()  # L_simple, eq. 14
                     accelerator.backward(loss)  # 5: take a gradient descent step
                     if accelerator.sync_gradients:  # after the last micro-batch

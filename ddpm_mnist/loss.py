@@ -45,14 +45,54 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
     return scheduler.get_velocity(images, noise, timesteps)
 
 
-def loss_weights(scheduler: DDPMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor | int:
-    """The weight of each image's squared error; `[B, 1, 1, 1]`, or 1 (L_simple) without `snr_gamma`.
+def noise_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
+    """What turns the squared error of the network's output into that of the noise which follows from it.
 
-    Min-SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556, section 3.4): min(SNR, gamma) as a weight of the error
-    of x_0, and so min(SNR, gamma) / SNR as one of epsilon's, where SNR = alpha-bar_t / (1 - alpha-bar_t).
+    For epsilon itself: 1. With x_t fixed, an error e of x_0 is one of -e sqrt(SNR) of epsilon, and since
+    epsilon = sqrt(alpha-bar_t) v + sqrt(1 - alpha-bar_t) x_t, an error e of v is one of e sqrt(alpha-bar_t).
+
+    Returns:
+        `[B, 1, 1, 1]`, float32, or 1.
     """
-    if snr_gamma is None:
+    if scheduler.config.prediction_type == "epsilon":
         return 1
-    snr = compute_snr(scheduler, timesteps)
-    of_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[scheduler.config.prediction_type]
-    return (snr.clamp(max=snr_gamma) / of_x0)[:, None, None, None]
+    alpha_prod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+    return alpha_prod if scheduler.config.prediction_type == "v_prediction" else alpha_prod / (1 - alpha_prod)
+
+
+def loss_weights(
+    scheduler: DDPMScheduler, timesteps: Tensor, weighting: str = "noise", snr_gamma: float | None = None
+) -> Tensor | int:
+    """The weight of each image's squared error; `[B, 1, 1, 1]`, or 1.
+
+    Args:
+        weighting: "noise": the loss is L_simple, the squared error of the noise, whatever the network outputs; see
+            `noise_weights`. "output": it is the squared error of what the network outputs.
+        snr_gamma: min-SNR instead (Hang et al. 2023, https://arxiv.org/abs/2303.09556, section 3.4): min(SNR, gamma)
+            as a weight of the error of x_0, and so min(SNR, gamma) / SNR of epsilon's, SNR = alpha-bar_t / (1 -
+            alpha-bar_t).
+    """
+    if snr_gamma is not None:
+        snr = compute_snr(scheduler, timesteps)
+        of_x0 = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+        return (snr.clamp(max=snr_gamma) / of_x0[scheduler.config.prediction_type])[:, None, None, None]
+    return noise_weights(scheduler, timesteps) if weighting == "noise" else 1
+
+
+def timestep_density(
+    scheduler: DDPMScheduler, log_snr_mean: float, log_snr_std: float, uniform_share: float
+) -> Tensor | None:
+    """The probability of each timestep in training: `[T]`, float64, sums to 1; None where all are uniform.
+
+    A share of them is uniform, as in Algorithm 1. The others are drawn so that log SNR_t = log(alpha-bar_t / (1 -
+    alpha-bar_t)) is normally distributed. (For the paper's schedule, uniform t spreads log SNR almost evenly from 9 to
+    -10; but below -4 or so x_t is all but noise, and hardly anything is decided there.) Training on other
+    distributions of the noise level: Karras et al. 2022, https://arxiv.org/abs/2206.00364, section 5.
+    """
+    if uniform_share == 1:
+        return None
+    alphas_cumprod = scheduler.alphas_cumprod.cpu().double().clamp(1e-12, 1 - 1e-12)
+    log_snr = torch.logit(alphas_cumprod)
+    normal = torch.exp(-0.5 * ((log_snr - log_snr_mean) / log_snr_std) ** 2) * torch.gradient(log_snr)[0].abs()
+    uniform = torch.full_like(normal, 1 / len(normal))
+    return uniform_share * uniform + (1 - uniform_share) * normal / normal.sum()

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.loss import loss_weights, prediction_target
+from ddpm_mnist.loss import loss_weights, prediction_target, timestep_density
 from ddpm_mnist.randomness import draw_noise_and_timesteps
 from ddpm_mnist.training import hardware, setup
 from ddpm_mnist.training.checkpoint import load_state
@@ -283,14 +283,48 @@ def test_min_snr_weights_count_the_error_of_x0_up_to_gamma(prediction_type):
     x0 = scheduler.predict_original_sample(output, alpha_prod, noisy)
     snr = alpha_prod / (1 - alpha_prod)
     assert (snr > 5).any() and (snr < 5).any()
-    weighted = loss_weights(scheduler, timesteps, 5.0) * (output - target) ** 2
+    weighted = loss_weights(scheduler, timesteps, snr_gamma=5.0) * (output - target) ** 2
     torch.testing.assert_close(weighted, snr.clamp(max=5) * (x0 - images) ** 2, rtol=1e-3, atol=1e-6)
-    assert loss_weights(scheduler, timesteps, None) == 1
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_loss_is_the_error_of_the_noise_whatever_the_network_outputs(prediction_type):
+    scheduler = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
+    timesteps = torch.tensor([0, 100, 300, 999])
+    images, noise = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    target = prediction_target(scheduler, images, noise, timesteps)
+    output = target + 0.1 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    noisy, alpha_prod = scheduler.add_noise(images, noise, timesteps), scheduler.alphas_cumprod.double()[timesteps]
+    alpha_prod = alpha_prod[:, None, None, None]
+    x0 = scheduler.predict_original_sample(output, alpha_prod, noisy)
+    predicted_noise = (noisy - alpha_prod.sqrt() * x0) / (1 - alpha_prod).sqrt()  # eq. 4
+    weighted = loss_weights(scheduler, timesteps) * (output - target) ** 2
+    torch.testing.assert_close(weighted, (predicted_noise - noise) ** 2, rtol=1e-3, atol=1e-7)
+    assert loss_weights(scheduler, timesteps, "output") == 1
+
+
+def test_timesteps_follow_their_density():
+    scheduler = DDPMScheduler()
+    assert timestep_density(scheduler, -1.75, 1.9, 1.0) is None
+    normal, mixed = (timestep_density(scheduler, -1.75, 1.9, share) for share in (0.0, 0.25))
+    for density in (normal, mixed):
+        assert density.sum().item() == pytest.approx(1) and density.dtype == torch.float64
+    torch.testing.assert_close(mixed, 0.25 / 1000 + 0.75 * normal)
+    log_snr = torch.logit(scheduler.alphas_cumprod.double())
+    mean = (normal * log_snr).sum().item()
+    assert mean == pytest.approx(-1.75, abs=0.05)
+    assert (normal * (log_snr - mean) ** 2).sum().sqrt().item() == pytest.approx(1.9, abs=0.05)
+    shape, device = (64, 1, 2, 2), torch.device("cpu")
+    for sampling in ("uniform", "stratified"):
+        drawn = [draw_noise_and_timesteps(0, i, shape, 1000, device, sampling, mixed)[1] for i in range(300)]
+        counts = torch.bincount(torch.cat(drawn), minlength=1000).double().reshape(20, 50).sum(1) / (300 * 64)
+        expected = mixed.reshape(20, 50).sum(1)
+        assert (counts - expected).abs().max() < (0.01 if sampling == "uniform" else 0.002)
 
 
 def test_weights_and_timesteps_of_the_loss_are_options(train):
     plain = metrics(train("plain", validation_steps=0), "loss")
-    for name, value in (("snr_gamma", 5), ("timestep_sampling", "stratified")):
+    for name, value in (("snr_gamma", 5), ("timestep_sampling", "stratified"), ("uniform_timesteps", 0.5)):
         assert metrics(train(name, validation_steps=0, **{name: value}), "loss") != plain
 
 

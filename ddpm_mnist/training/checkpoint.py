@@ -153,11 +153,12 @@ def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | No
     return None
 
 
-def load_state(checkpoint: Path, run: dict) -> dict:
+def load_state(checkpoint: Path, run: dict, defaults: dict | None = None) -> dict:
     """The `state` of `save_checkpoint`, on the CPU.
 
     Args:
         run: what the run that goes on is; each entry must be what the checkpoint says of its own.
+        defaults: what it means where the checkpoint says nothing: an older version did not have the option.
 
     Raises:
         ConfigError: an entry differs; the message names it and both values.
@@ -170,7 +171,7 @@ def load_state(checkpoint: Path, run: dict) -> dict:
             f"--resume_from_checkpoint {checkpoint}: state.pt cannot be read ({first_line(e)}); try another"
         ) from e
     for name, value in run.items():
-        before = said.get(name)
+        before = said.get(name, (defaults or {}).get(name))
         if before != value:
             if isinstance(value, dict) and isinstance(before, dict):  # name the key, not the whole section
                 name, before, value = next(

@@ -107,6 +107,20 @@ class OptimizationOptions:
         "Draw the timesteps of a batch one by one, or spread evenly, which lowers the noise of the gradient.",
         fixed_on_resume=True,
     )
+    uniform_timesteps: float = opt(
+        1.0,
+        "Share of the timesteps drawn uniformly; the others so that log SNR ~ N(log_snr_mean, log_snr_std^2).",
+        at_least=0,
+        at_most=1,
+        fixed_on_resume=True,
+    )
+    log_snr_mean: float = opt(-1.75, "See uniform_timesteps.", at_least=-20, at_most=20, fixed_on_resume=True)
+    log_snr_std: float = opt(1.9, "See uniform_timesteps.", positive=True, fixed_on_resume=True)
+    loss_weighting: Literal["noise", "output"] = opt(
+        "noise",
+        "The loss is the squared error of the noise (L_simple), or of what the network outputs.",
+        fixed_on_resume=True,
+    )
     snr_gamma: float | None = opt(
         None, "Min-SNR weighting of the loss with this gamma (5.0 is usual). Default: none.",
         positive=True, fixed_on_resume=True,

@@ -46,6 +46,11 @@ def check_models(config: TrainConfig) -> None:
         raise ConfigError(
             "scheduler.variance_type: a learned variance has no loss here; use fixed_small or fixed_large"
         )
+    if scheduler.alphas_cumprod[-1] == 0 and config.loss_weighting == "noise" and config.snr_gamma is None:
+        raise ConfigError(
+            "--loss_weighting noise: scheduler.rescale_betas_zero_snr leaves nothing of the image at the last t, "
+            "so that its error counts nothing; use --loss_weighting output with prediction_type v_prediction"
+        )
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
 

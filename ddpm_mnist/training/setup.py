@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..data import Data, index_batches, load_data
 from ..hub.checkpoints import CheckpointPusher
 from ..hub.push import check_repo_id, read_token
+from ..loss import timestep_density
 from ..options import ConfigError, first_line, shorten
 from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout
 from ..scheduler import DDPMScheduler
@@ -64,6 +65,8 @@ class Run:
         self.global_batch = self.config.global_batch(self.accelerator.num_processes)
         self.parameters = sum(p.numel() for p in self.bare_unet.parameters())
         self.counts = self.counts.to(self.accelerator.device)
+        normal = self.config.log_snr_mean, self.config.log_snr_std
+        self.timestep_density = timestep_density(self.scheduler, *normal, self.config.uniform_timesteps)
         self.lock = None  # of the output folder, in the main process
         self.pusher = None  # of checkpoints, in the main process, where the config asks for it
 
@@ -113,7 +116,13 @@ class Run:
         size, batch_size = config.unet["sample_size"], config.train_batch_size
         shape = (self.global_batch, config.unet["in_channels"], size, size)
         all_noise, all_timesteps = draw_noise_and_timesteps(
-            config.seed, self.step, shape, len(self.scheduler), device, config.timestep_sampling
+            config.seed,
+            self.step,
+            shape,
+            len(self.scheduler),
+            device,
+            config.timestep_sampling,
+            self.timestep_density,
         )
         self.update_loss = torch.zeros((), device=device)
         for micro_step in range(config.gradient_accumulation_steps):
@@ -193,7 +202,7 @@ class Run:
 
     def load(self) -> None:
         """Resume from `checkpoint`. ConfigError: it is of another run."""
-        state = load_state(self.checkpoint, self.identity)
+        state = load_state(self.checkpoint, self.identity, TrainConfig().identity())
         load_weights(self.checkpoint, self.bare_unet, self.ema)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])

@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..data import Images, scale
-from ..loss import squared_error
+from ..loss import noise_weights, squared_error
 from ..randomness import seeded_generator
 from ..sampling import Step, grid, labels_for, moments_to_show, sample_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
@@ -58,7 +58,8 @@ def held_out_loss(
     batch_size: int,
     seed: int = 0,
 ) -> dict[str, float]:
-    """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next.
+    """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next: the error of the
+    noise, whatever the network outputs, for uniform timesteps, whatever their density in training.
 
     The noise is fixed and the timesteps are stratified: image i of N gets the middle of the i-th of N equal parts of
     0 ... T-1, in a fixed random order. Processes share the images.
@@ -77,7 +78,8 @@ def held_out_loss(
         images, epsilon, t = (x[rows].to(accelerator.device) for x in (held_out.images, noise, timesteps))
         conditional = unet.config.num_class_embeds is not None
         labels = held_out.labels[rows].to(accelerator.device) if conditional else None
-        error = squared_error(unet, scheduler, scale(images), epsilon, t, labels).mean(dim=(1, 2, 3))
+        error = noise_weights(scheduler, t) * squared_error(unet, scheduler, scale(images), epsilon, t, labels)
+        error = error.mean(dim=(1, 2, 3))
         quarter = F.one_hot(t * 4 // T, 4).to(error.dtype)
         sums += torch.stack([(error[:, None] * quarter).sum(0), quarter.sum(0)])
     errors, counts = accelerator.reduce(sums, "sum").cpu()
