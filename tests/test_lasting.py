@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, metrics, python, same, weights
+from conftest import ROOT, in_process, metrics, same, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import train_ddpm_mnist
 from ddpm_mnist.data import index_batches
 from ddpm_mnist.sampling import load_model, sample_images
 from ddpm_mnist.sources import EMBEDDED_DATASET
@@ -18,7 +19,12 @@ from ddpm_mnist.training.checkpoint import damage
 RELEASE = ROOT / "tests/release-0.1"
 # A U-Net of 6,000 parameters on scikit-learn's digits, which are in its wheel: the same data everywhere.
 ARGUMENTS = [
-    *("--config=configs/smoke.yaml", f"--dataset_name={EMBEDDED_DATASET}", "--logging_steps=1", "--validation_steps=0"),
+    *(
+        f"--config={ROOT / 'configs/smoke.yaml'}",
+        f"--dataset_name={EMBEDDED_DATASET}",
+        "--logging_steps=1",
+        "--validation_steps=0",
+    ),
     *("--unet.block_out_channels=[4,8]", "--unet.norm_num_groups=2", "--unet.num_class_embeds=11"),
     *("--class_dropout_prob=0.1", "--optimizer=muon", "--timestep_sampling=stratified", "--ddpm_num_inference_steps=4"),
 ]
@@ -30,18 +36,18 @@ def golden() -> dict:
 
 def test_the_losses_of_the_first_steps_are_those_of_the_release(tmp_path):
     """Float32 on other hardware differs by 1e-6; another seed, order or formula by 1e-3 and more."""
-    done = python("train_ddpm_mnist.py", *ARGUMENTS, f"--output_dir={tmp_path / 'run'}", "--checkpointing_steps=100")
-    assert done.returncode == 0, done.stderr
+    more = [f"--output_dir={tmp_path / 'run'}", "--checkpointing_steps=100"]
+    assert in_process(train_ddpm_mnist.main, *ARGUMENTS, *more) == 0
     expected = {int(step): loss for step, loss in golden()["loss"].items()}
     assert metrics(tmp_path / "run", "loss") == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_checkpoint_of_the_release_resumes_to_the_same_end(tmp_path):
+def test_a_checkpoint_of_the_release_resumes_to_the_same_end(tmp_path, capsys):
     shutil.copytree(RELEASE / "checkpoint-4", tmp_path / "run/checkpoint-4")
     assert damage(tmp_path / "run/checkpoint-4") is None
     more = [f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=latest", "--checkpointing_steps=100"]
-    done = python("train_ddpm_mnist.py", *ARGUMENTS, *more)
-    assert done.returncode == 0 and "at step 4" in done.stdout, done.stderr
+    assert in_process(train_ddpm_mnist.main, *ARGUMENTS, *more) == 0
+    assert "at step 4" in capsys.readouterr().out
     expected = {int(step): loss for step, loss in golden()["loss"].items() if int(step) > 4}
     assert metrics(tmp_path / "run", "loss") == pytest.approx(expected, rel=1e-4)
     ours, released = weights(tmp_path / "run/unet"), weights(RELEASE / "pipeline/unet")
