@@ -150,12 +150,11 @@ def serve(model: Path, folder: Path):
     with open(folder / "log", "w", encoding="utf-8") as log:
         server = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=env, stdout=log, stderr=log)
     try:
-        for _ in range(600):
+        deadline, found = time.monotonic() + 180, None
+        while found is None:
             text = (folder / "log").read_text(encoding="utf-8")
             found = re.search(r"http://127\.0\.0\.1:\d+", text)
-            if found:
-                break
-            assert server.poll() is None, text
+            assert server.poll() is None and time.monotonic() < deadline, text
             time.sleep(0.1)
         yield found[0], folder / "log"
     finally:
