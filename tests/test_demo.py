@@ -170,6 +170,7 @@ def visit(width: int):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
         page = browser.new_page(viewport={"width": width, "height": 844}, accept_downloads=True)
+        page.set_default_timeout(90_000)  # milliseconds; CI may be slow
         wrong = []
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -270,12 +271,15 @@ def test_a_visit(tmp_path):
         assert "99.99" in page.locator("#schedule .words").text_content() or "100" in page.content()
         assert page.evaluate("document.querySelector('#schedule canvas').toDataURL()") != noise
 
+        assert wrong == []
+        # (From here on Gradio may complain of the requests that a page which is left had under way.)
         # a link draws the same picture again, and a wrong one says so
         page.goto(link)
         assert film(page, tiles=3) == sevens
         page.goto(f"{address}?count=99")
         page.get_by_text("count 99: draw 1 to 16 images").first.wait_for()
-        assert wrong == [] and "Traceback" not in log.read_text(encoding="utf-8")
+        assert [said for said in wrong if not re.search("abort|errored out", said, re.IGNORECASE)] == []
+        assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 @needs_a_browser
