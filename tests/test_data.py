@@ -137,6 +137,15 @@ def test_without_network_and_name_the_embedded_digits_are_used_and_said(tmp_path
     assert time.monotonic() - started < 60  # minutes of retries is the fault this guards against
 
 
+def test_the_hub_is_asked_again_after_it_was_away():
+    """Offline lasts while a dataset is looked for in the cache; a push at the end of the run finds the Hub again."""
+    from huggingface_hub import constants
+
+    with pytest.raises(ConfigError, match="--dataset_name some/dataset: the Hub cannot be reached"):
+        sources.load_splits("some/dataset", None, None)
+    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
 def test_without_network_a_named_dataset_is_not_replaced(tmp_path):
     done = python("train_ddpm_mnist.py", *smoke_args("ylecun/mnist", tmp_path / "run"), HF_HOME=str(tmp_path / "empty"))
     assert done.returncode == 2
