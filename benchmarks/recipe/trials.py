@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 COSINE = ["--scheduler.beta_schedule=squaredcos_cap_v2"]
-VELOCITY = ["--scheduler.prediction_type=v_prediction"]
+VELOCITY = ["--scheduler.prediction_type=v_prediction", "--loss_weighting=output"]
 NARROW, WIDE = ["--unet.block_out_channels=[16,32,64]"], ["--unet.block_out_channels=[32,64,128]"]
 TRIALS = {  # name: options over configs/mnist.yaml
     "the default": [],
