@@ -55,16 +55,19 @@ def count_classes(num_class_embeds: int | None, null_class_label: int | None) ->
 def with_timesteps(scheduler, num_inference_steps: int, device):
     """The scheduler with its timesteps set; a copy with other spacing where "leading" would not start at the noise.
 
-    "leading" takes every (T // steps)-th timestep from 0 on: 501 steps of 1,000 end at t = 500, where 28% of the image
-    is left, but sampling starts from pure noise.
+    "leading" takes every (T // steps)-th timestep from 0 on (DPM-Solver: every (T // (steps + 1))-th): 501 steps of
+    1,000 end at t = 500, where 28% of the image is left, but sampling starts from pure noise.
     """
-    T = scheduler.config.num_train_timesteps
-    if scheduler.config.get("timestep_spacing") == "leading" and T % num_inference_steps:
-        spacing = "linspace" if hasattr(scheduler, "sigmas") else "trailing"
-        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+    T, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
+    plain = not hasattr(scheduler, "sigmas") and not hasattr(scheduler, "prk_timesteps")  # DDPM, DDIM: no more entries
     scheduler.set_timesteps(num_inference_steps, device=device)
-    if scheduler.config.get("timestep_spacing") == "trailing":  # rounding makes one too many of some numbers
-        scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
+    late = scheduler.timesteps[0] < T - T / num_inference_steps - T / 20
+    if spacing == "leading" and (T % num_inference_steps or late):
+        spacing = "trailing" if plain else "linspace"
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    if plain:  # "trailing": rounding makes one too many of some numbers, -1
+        scheduler.timesteps = scheduler.timesteps[scheduler.timesteps >= 0]
     return scheduler
 
 

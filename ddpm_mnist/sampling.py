@@ -43,7 +43,9 @@ class SampleOptions:
     num_inference_steps: int | None = opt(
         None, "Steps. Default: all 1000 for ddpm, 50 for ddim, 20 for dpmsolver.", at_least=1
     )
-    guidance_scale: float = opt(2.0, "Strength of the guidance of a conditional model; 1 is none.")
+    guidance_scale: float = opt(
+        2.0, "Strength of the guidance of a conditional model; 1 is none.", at_least=-1000, at_most=1000
+    )
     mixed_precision: Literal["no", "bf16"] = opt(
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
     )
@@ -70,11 +72,15 @@ class Model:
         """The diffusers scheduler of that name in `SAMPLERS`, and how many steps it is to take.
 
         Raises:
-            ConfigError: more steps than the model has timesteps.
+            ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take.
         """
         timesteps = self.scheduler.config.num_train_timesteps
         if (num_inference_steps or 1) > timesteps:
             raise ConfigError(f"--num_inference_steps {num_inference_steps}: the model has {timesteps} timesteps")
+        if name == "dpmsolver" and (num_inference_steps or 1) == timesteps:
+            raise ConfigError(
+                f"--num_inference_steps {timesteps}: dpmsolver takes at most {timesteps - 1}; 20 are enough"
+            )
         steps = num_inference_steps or min(DEFAULT_STEPS[name], timesteps)
         return SAMPLERS[name].from_config(self.scheduler.config), steps
 

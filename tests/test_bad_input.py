@@ -196,6 +196,13 @@ def test_every_shipped_config_is_valid():
         check_models(parse_args(["--config", str(ROOT / "configs" / name)]))
 
 
+def test_null_in_a_section_is_the_default(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "unet: {block_out_channels: null}\nscheduler: {beta_start: null}", encoding="utf-8"
+    )
+    assert parse_args([f"--config={tmp_path / 'a.yaml'}", "--unet.norm_num_groups=null"]) == TrainConfig()
+
+
 def test_mnist_yaml_states_the_defaults():
     assert parse_args([]) == parse_args(["--config", str(ROOT / "configs/mnist.yaml")]) == TrainConfig()
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
+from ddpm_mnist.options import ConfigError
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guided_noise, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
-from ddpm_mnist.sampling import grid, sample_images, to_pil
+from ddpm_mnist.sampling import grid, load_model, sample_images, to_pil
 from ddpm_mnist.training.config import SCHEDULER
 
 THREE_LINES = """
@@ -212,6 +213,20 @@ def test_every_number_of_steps_starts_at_pure_noise(name, steps):
     scheduler = with_timesteps(getattr(diffusers, name)(timestep_spacing="leading"), steps, "cpu")
     assert len(scheduler.timesteps) == steps and scheduler.timesteps.min() >= 0
     assert scheduler.timesteps[0] >= 990 and (scheduler.timesteps.diff() < 0).all()
+
+
+def test_dpmsolver_refuses_as_many_steps_as_timesteps(model):
+    with pytest.raises(ConfigError, match="--num_inference_steps 1000: dpmsolver takes at most 999"):
+        load_model(str(model)).sampler("dpmsolver", 1000)
+
+
+@pytest.mark.parametrize("steps", [7, 20, 30, 125, 250, 500])
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_samplers_with_other_rows_of_timesteps_go_all_the_way(name, steps, spacing):
+    """PNDM visits some timesteps twice; DPM-Solver and its kin leave out one more than asked."""
+    T, scheduler = 1000, with_timesteps(getattr(diffusers, name)(timestep_spacing=spacing), steps, "cpu")
+    assert scheduler.timesteps[0] >= T - T / steps - T / 20 - 1 and scheduler.timesteps[-1] <= T / steps + 1
 
 
 def test_steps_that_divide_are_visited_as_in_stock():

@@ -44,6 +44,16 @@ def errors(stderr: str) -> list[str]:
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 
+def test_a_world_size_that_is_no_number_and_a_tracker_that_is_not_there_are_said(dataset_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(ConfigError, match="^WORLD_SIZE is x"):
+        script.train(parse_args(smoke_args(dataset_dir, tmp_path / "out")))
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(hardware, "tracker_names", lambda name: (_ for _ in ()).throw(ConfigError("--report_to wandb")))
+    with pytest.raises(ConfigError, match="^--report_to wandb$"):
+        script.train(parse_args(smoke_args(dataset_dir, tmp_path / "out")))
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(dataset_dir, tmp_path):
     """torchrun without a GPU and without ACCELERATE_USE_CPU: Accelerate makes two runs of one process each."""
     args = smoke_args(dataset_dir, tmp_path / "out")

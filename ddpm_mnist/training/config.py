@@ -266,7 +266,9 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     for section, given_keys in sections.items():
         if not isinstance(given_keys, dict):
             raise ConfigError(f"--config {file}: {section} must hold `key: value` lines")
-        getattr(config, section).update({key: number_if_number(value) for key, value in given_keys.items()})
+        defaults = getattr(config, section)
+        given_keys = {k: v for k, v in given_keys.items() if v is not None or defaults.get(k) is None}  # null: default
+        defaults.update({key: number_if_number(value) for key, value in given_keys.items()})
     for key, other in (("in_channels", "out_channels"), ("out_channels", "in_channels")):
         if config.unet[key] is None:
             config.unet[key] = config.unet[other]

@@ -30,10 +30,11 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             )
     precision, why = resolve_mixed_precision(config.mixed_precision)
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))
+    trackers = tracker_names(config.report_to)
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            log_with=tracker_names(config.report_to),
+            log_with=trackers,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
             kwargs_handlers=[timeout],
         )
@@ -49,8 +50,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 def check_processes(accelerator: Accelerator) -> None:
     """Compare the number of processes with what the launcher meant. ConfigError: they do not know of each other."""
-    meant = int(os.environ.get("WORLD_SIZE", 1))
-    if meant != accelerator.num_processes:
+    meant = os.environ.get("WORLD_SIZE", "1")
+    if meant != str(accelerator.num_processes):
         raise ConfigError(
             f"WORLD_SIZE is {meant}, but the processes do not know of each other: no GPU was found. Set "
             "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
