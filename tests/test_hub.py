@@ -21,6 +21,7 @@ from PIL import Image
 
 from ddpm_mnist.hub import checkpoints
 from ddpm_mnist.hub.card import weights_sha256, write_card
+from ddpm_mnist.options import ConfigError
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
 EXPECTED_FILES = {
@@ -314,6 +315,24 @@ def test_a_card_edited_by_hand_stays(model, tmp_path):
     path.write_text(path.read_text().replace("## Limits", "## My limits"))
     write_card(other, "alice/c", say=said.append)
     assert "## My limits" in path.read_text() and "alice/b" in path.read_text() and "by hand" in said[0]
+
+
+def test_the_card_says_how_timesteps_and_loss_differ_from_the_paper(model, tmp_path):
+    other = copy(model, tmp_path)
+    settings = yaml.safe_load((other / "train_config.yaml").read_text(encoding="utf-8"))
+    assert "timesteps of a batch" not in write_card(other, "alice/a").text  # uniform, as in the paper
+    scheduler = json.loads((other / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
+    changed = json.dumps(scheduler | {"prediction_type": "v_prediction"})
+    (other / "scheduler/scheduler_config.json").write_text(changed, encoding="utf-8")
+    for weighting, there in (("noise", False), ("output", True)):
+        more = {"uniform_timesteps": 0.25, "loss_weighting": weighting}
+        (other / "train_config.yaml").write_text(yaml.safe_dump(settings | more), encoding="utf-8")
+        text = write_card(other, "alice/a").text
+        assert "| timesteps of a batch | uniform, 75% by log SNR ~ N(-1.75, 1.9^2) | uniform |" in text
+        assert ("| weights of the loss | 1, for v_prediction | 1 |" in text) == there
+    (other / "train_config.yaml").write_text("seed: 1", encoding="utf-8")
+    with pytest.raises(ConfigError, match="train_config.yaml lacks train_batch_size"):
+        write_card(other, "alice/a")
 
 
 def test_card_has_only_figures_of_these_weights(model, tmp_path):

@@ -53,6 +53,9 @@ pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe({arguments}, num_inference_steps=20)"""
 
 
+# What the card tells of a run, from its train_config.yaml.
+NEEDED = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "learning_rate")
+NEEDED += ("lr_scheduler", "lr_warmup_steps", "use_ema", "mixed_precision", "ddpm_num_inference_steps", "seed")
 SPACE_ID = ".space_id"  # file in the model's folder: the Space that shows it
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 
@@ -132,7 +135,10 @@ def differences(settings: dict, unet: dict, scheduler: dict, images_per_update: 
     channels, classes = unet.get("in_channels"), unet.get("num_class_embeds")
     dropped = settings.get("class_dropout_prob", 0.0)
     adam = "adamw" if settings.get("adam_weight_decay") else "adam"
-    gamma = settings.get("snr_gamma")
+    target, gamma = scheduler.get("prediction_type"), settings.get("snr_gamma")
+    own = target != "epsilon" and settings.get("loss_weighting", "output") == "output"  # else it is the noise's error
+    uniform = settings.get("uniform_timesteps", 1)
+    density = f"{1 - uniform:.0%} by log SNR ~ N({settings.get('log_snr_mean')}, {settings.get('log_snr_std')}^2)"
     here = {
         "images": f"{unet.get('sample_size')} x {unet.get('sample_size')} x {channels}",
         "U-Net channels": ", ".join(map(str, unet.get("block_out_channels", []))),
@@ -147,9 +153,9 @@ def differences(settings: dict, unet: dict, scheduler: dict, images_per_update: 
         "learning rate after the warm-up": settings["lr_scheduler"].removesuffix("_with_warmup"),
         "warm-up, updates": settings["lr_warmup_steps"],
         "weight average, largest decay": settings.get("ema_max_decay", 0.9999) if settings["use_ema"] else "none",
-        "timesteps of a batch": settings.get("timestep_sampling", "uniform"),
-        "weights of the loss": 1 if gamma is None else f"min-SNR, gamma {gamma}",
-        "the network predicts": scheduler.get("prediction_type"),
+        "timesteps of a batch": settings.get("timestep_sampling", "uniform") + (f", {density}" if uniform < 1 else ""),
+        "weights of the loss": f"min-SNR, gamma {gamma}" if gamma is not None else f"1, for {target}" if own else 1,
+        "the network predicts": target,
         "noise schedule": f"{scheduler.get('beta_schedule')}, {scheduler.get('beta_start')} to "
         f"{scheduler.get('beta_end')}, T = {scheduler.get('num_train_timesteps')}",
         "variance of the reverse step": scheduler.get("variance_type"),
@@ -234,9 +240,12 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
         The card.
 
     Raises:
+        ConfigError: train_config.yaml lacks what the card tells.
         ValueError: the metadata breaks the Hub's rules.
     """
     settings = read_yaml("--model_dir", model_dir / "train_config.yaml")
+    if missing := [name for name in NEEDED if name not in settings]:
+        raise ConfigError(f"--model_dir {model_dir}: train_config.yaml lacks {', '.join(missing)}; restore it")
     run = read_json(model_dir / "train_results.json")
     dataset = run.get("dataset", "")
     on_hub = dataset.count("/") == 1 and not run.get("dataset_is_local", True)

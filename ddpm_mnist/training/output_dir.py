@@ -29,7 +29,7 @@ def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
         raise ConfigError(
             f"--output_dir {output_dir}: another run is writing there; wait for its end, stop it, or name another"
         ) from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks
+    except Exception as error:  # a file system without locks says so in many ways
         warn(f"{output_dir} cannot be locked against a second run ({first_line(error)}).")
     return lock
 
