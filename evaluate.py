@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_mnist.client import hub_or_cache
 from ddpm_mnist.data import DataOptions, ImageShape, load_data, to_uint8
 from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.evaluation.classifier import get_classifier
 from ddpm_mnist.evaluation.metrics import frechet_distance
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, inception_features, neighbours_picture
-from ddpm_mnist.hub.card import is_digits, weights_sha256
+from ddpm_mnist.hub.card import is_digits, read_json, weights_sha256
 from ddpm_mnist.options import (
     ConfigError,
+    file_problem,
     no_such_option,
     opt,
     options_of,
@@ -33,9 +36,10 @@ from ddpm_mnist.options import (
     read_options,
     read_yaml,
     run_script,
-    writable_problem,
 )
 from ddpm_mnist.sampling import Model, SampleOptions, Sampler, is_checkpoint, labels_for, load_model, sample_steps
+
+OUTPUTS = ("evaluation.json", "evaluation.md", "evaluation_neighbours.png", "evaluation_bound.png")
 
 
 @dataclass
@@ -91,8 +95,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     if config.output_dir is None and not local:
         raise ConfigError(f"--output_dir: missing; {config.model} is no folder, so say where the results shall go")
     output_dir = Path(config.output_dir or config.model)
-    if problem := writable_problem(output_dir):
-        raise ConfigError(f"--output_dir {output_dir}: {problem}")
+    for name in OUTPUTS:
+        if problem := file_problem(output_dir / name):
+            raise ConfigError(f"--output_dir {output_dir}: {problem}")
 
     started = time.perf_counter()
     model = load_model(config.model)
@@ -152,24 +157,34 @@ def evaluate(config: EvaluateConfig) -> dict:
     return results
 
 
-def data_options_of(model: str) -> dict:
-    """The data options that a model was trained with, from its `train_config.yaml`; empty where there is none.
-
-    A checkpoint's is in the folder of its run.
-    """
+def record_of(model: str) -> Path:
+    """The folder with what a run wrote beside its model; for a checkpoint, that of its run; for a Hub id, the cache."""
     folder = Path(model).expanduser()
-    path = (folder.parent if is_checkpoint(folder) else folder) / "train_config.yaml"
-    values = read_yaml("--model", path) if path.is_file() else {}
-    return {option.name: values[option.name] for option in options_of(DataOptions) if option.name in values}
+    if folder.exists():
+        return folder.parent if is_checkpoint(folder) else folder
+    try:
+        with hub_or_cache(model, "model", "no such model"):
+            return Path(snapshot_download(model, allow_patterns=["train_config.yaml", "train_results.json"]))
+    except Exception:  # `load_model` will say what is wrong with the model
+        return folder
 
 
 def parse_args(arguments: list[str]) -> EvaluateConfig:
-    """The options; those of the data have the model's own as defaults."""
-    model = peek(arguments, "model").model or EvaluateConfig.model
-    file, values = Path(model) / "train_config.yaml", data_options_of(model)
+    """The options; those of the data have the model's own as defaults.
+
+    Raises:
+        ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
+    """
+    record = record_of(peek(arguments, "model").model or EvaluateConfig.model)
+    file = record / "train_config.yaml"
+    values = read_yaml("--model", file) if file.is_file() else {}
+    values = {option.name: values[option.name] for option in options_of(DataOptions) if option.name in values}
     config, rest = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
     if rest:
         raise no_such_option(EvaluateConfig, rest[0])
+    local, name = read_json(record / "train_results.json").get("dataset_is_local", False), config.dataset_name
+    if local and name and name == values.get("dataset_name") and not Path(name).exists():
+        raise ConfigError(f"--dataset_name: the model was trained on {name}, which is not here; say where it is")
     return config
 
 

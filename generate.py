@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ddpm_mnist.options import ConfigError, no_such_option, opt, read_options, run_script, writable_problem
+from ddpm_mnist.options import ConfigError, file_problem, no_such_option, opt, read_options, run_script
 from ddpm_mnist.sampling import (
     SampleOptions,
     grid,
@@ -44,10 +44,15 @@ def generate(config: GenerateConfig) -> list[Path]:
     singles, trajectory_path = output.with_suffix(""), output.with_name(f"{output.stem}_trajectory.png")
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {output}: must end in .png")
-    if problem := writable_problem(output.parent):
-        raise ConfigError(f"--output {output}: {problem}")
-    if not config.overwrite and (output.exists() or singles.exists()):
-        raise ConfigError(f"--output {output}: it, or the folder {singles}, is there already; give --overwrite")
+    numbers = range(config.num_images)
+    paths = [output, *(singles / f"{number:05d}.png" for number in numbers)]
+    paths += [trajectory_path] if config.save_trajectory else []
+    there = [path for path in (output, singles, trajectory_path) if path.exists() and path in (singles, *paths)]
+    if there and not config.overwrite:
+        raise ConfigError(f"--output {output}: {there[0]} is there already; give --overwrite")
+    for path in paths:
+        if problem := file_problem(path):
+            raise ConfigError(f"--output {output}: {problem}")
 
     model = load_model(config.model)
     sampler, steps = model.sampler(config.scheduler, config.num_inference_steps)
@@ -57,7 +62,6 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     trajectory = []  # steps of the first batch
     images = []
-    numbers = range(config.num_images)
     drawn = sample_steps(
         model.unet,
         sampler,
@@ -78,14 +82,12 @@ def generate(config: GenerateConfig) -> list[Path]:
             images.extend(to_pil(step.sample))
 
     singles.mkdir(parents=True, exist_ok=True)
-    written = [output, *(singles / f"{number:05d}.png" for number in numbers)]
     grid(images, zoom=2).save(output)
-    for image, path in zip(images, written[1:]):
+    for image, path in zip(images, paths[1:]):
         image.save(path)
     if config.save_trajectory:
         trajectory_picture(trajectory).save(trajectory_path)
-        written.append(trajectory_path)
-    return written
+    return paths
 
 
 def main(arguments: list[str]) -> int:

@@ -97,6 +97,14 @@ def label_column_of(dataset: datasets.Dataset, options: DataOptions) -> str | No
     return named or (labels[0] if len(labels) == 1 else None)
 
 
+def labels_are_hidden(dataset: datasets.Dataset, options: DataOptions) -> bool:
+    """Whether no row has a label, as in the test splits of competitions: -1 or nothing, or no such column."""
+    if options.label_column is not None and options.label_column not in dataset.features:
+        return True
+    column = label_column_of(dataset, options)
+    return column is not None and all(label in (None, -1) for label in dataset.with_format(None)[column][:])
+
+
 def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int | None, what: str) -> Tensor:
     """`[N]` int64. ConfigError: rows without a label, labels that are no class numbers, or out of range."""
     if column is None:
@@ -116,10 +124,10 @@ def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int 
         if labels.ndim != 1 or labels.dtype.kind not in "iufb" or not (whole == labels).all():
             raise ValueError
     except (ValueError, TypeError):
-        raise ConfigError(
-            f"{option}: holds {shorten([repr(values[0])])} and not whole numbers; "
-            f'`dataset.class_encode_column("{column}")` makes class numbers of names'
-        ) from None
+        cure = f'`dataset.class_encode_column("{column}")` makes class numbers of names'
+        if isinstance(values[0], (list, tuple, dict)):
+            cure = "an image needs one class number; numpy.argmax makes it of a one-hot row"
+        raise ConfigError(f"{option}: holds {repr(values[0])[:40]} and not whole numbers; {cure}") from None
     low, high = int(whole.min()), int(whole.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
         raise ConfigError(
@@ -302,7 +310,15 @@ def load_data(
     """
     name, splits, local = load_splits(options.dataset_name, options.dataset_config_name, options.cache_dir, warn)
     train = splits["train"]
-    held_out = next((splits[s] for s in ("test", "validation") if s in splits and len(splits[s])), None)
+    if with_labels is None:
+        with_labels = shape.num_classes is not None
+    held_out = None
+    for split in ("test", "validation"):
+        if held_out is None and len(splits.get(split, ())):
+            if with_labels and labels_are_hidden(splits[split], options):
+                warn(f"{name}: the labels of its {split} split are hidden, so that other images are held out.")
+            else:
+                held_out = splits[split]
     if held_out is None:
         if len(train) < 2:
             raise ConfigError(f"--dataset_name {name}: the train split has {len(train)} images; training needs some")
@@ -318,8 +334,6 @@ def load_data(
         shape = replace(shape, channels=channels)
     if paper is not None:
         warn(f"{name}: transparent images are put on {'white' if paper else 'black'} paper.")
-    if with_labels is None:
-        with_labels = shape.num_classes is not None
     label_columns = [label_column_of(split, options) for split in (train, held_out)]
     labels = [
         read_labels(split, label_column, shape.num_classes, what) if with_labels else None

@@ -5,6 +5,7 @@ transparency, depth, colour, and the size. Decoded pixels are cached on disk und
 """
 
 import hashlib
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from .options import ConfigError, first_line
 
 # Changes with this file and with Pillow, so that a cache of another decoder is not read.
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] + PIL.__version__
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 SHOWN = 3  # problems in one message
 
 
@@ -31,15 +33,22 @@ def open_image(cell: dict | bytes | None) -> Image.Image:
     cell = {"bytes": cell, "path": None} if isinstance(cell, bytes) else cell
     image = datasets.Image().decode_example(cell)
     image.load()
+    if image.format is None and cell["bytes"]:  # turned upright, which leaves behind what the file says of its pixels
+        with Image.open(io.BytesIO(cell["bytes"])) as stored:
+            image.format = stored.format
+            if stored.format == "TIFF":
+                image.tag_v2 = stored.tag_v2
     return image
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
     """Mode L, RGB, LA or RGBA, by what the mode means. Raises UnusableImage for pixels without a known range."""
-    mode = image.mode
+    mode, tags = image.mode, image.tag_v2 if image.format == "TIFF" else {}
+    inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # which Pillow minds up to eight bits only
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
-        bits = image.tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16
-        return Image.fromarray((np.asarray(image).astype(np.float64) * (255 / (2**bits - 1))).round().astype(np.uint8))
+        top = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+        pixels = np.asarray(image).astype(np.float64) * (255 / top)
+        return Image.fromarray((255 - pixels if inverted else pixels).round().astype(np.uint8))
     if mode in ("I", "F"):
         pixels = np.asarray(image)
         top = 255 if mode == "I" else 1  # what such pixels mean where they have a range at all
@@ -48,7 +57,8 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
                 f"mode {mode} with values from {pixels.min():.4g} to {pixels.max():.4g}, of which none is known to be "
                 "white; save it with 8 or 16 bits"
             )
-        return Image.fromarray((pixels * (255 / top)).round().astype(np.uint8))
+        pixels = pixels * (255 / top)
+        return Image.fromarray((255 - pixels if inverted else pixels).round().astype(np.uint8))
     if image.has_transparency_data:
         return image.convert("LA" if mode in ("LA", "La") else "RGBA")
     return image if mode in ("L", "RGB") else image.convert("L" if mode == "1" else "RGB")

@@ -19,6 +19,7 @@ import yaml
 from transformers import HfArgumentParser
 
 Options = TypeVar("Options")
+PERMISSIONS = "name another, or change its permissions"
 
 
 class ConfigError(ValueError):
@@ -245,9 +246,21 @@ def writable_problem(folder: Path) -> str | None:
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
         return f"{existing} is a file; name a folder"
-    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        return f"{existing} cannot be written; name another, or change its permissions"
-    return None
+    return None if may_write(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written; {PERMISSIONS}"
+
+
+def file_problem(path: Path) -> str | None:
+    """Why a file cannot be written, or replaced where there is one; None where it can."""
+    if path.is_dir():
+        return f"{path} is a folder, and a file goes there; name another, or move it"
+    if path.exists() and not may_write(path, os.W_OK):
+        return f"{path} cannot be written; {PERMISSIONS}"
+    return writable_problem(path.parent)
+
+
+def may_write(path: Path, mode: int) -> bool:
+    """Whether the system says so, to the user as whom the process runs."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def shorten(names: Iterable, limit: int = 8) -> str:

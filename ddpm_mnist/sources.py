@@ -1,6 +1,7 @@
 """Where the images come from: the Hub, a folder, a file, or scikit-learn's wheel."""
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
 from .client import hub_or_cache
-from .options import ConfigError, cause_of, shorten
+from .options import ConfigError, cause_of, first_line, shorten
 
 DEFAULT_DATASET = "ylecun/mnist"
 EMBEDDED_DATASET = "scikit-learn digits"
@@ -75,15 +76,18 @@ def read_local(path: Path, config_name: str | None, cache_dir: str | None):
         if path.suffix == ".npz":
             return from_npz(path)
         if path.suffix not in READERS:
-            raise ConfigError(
-                f"--dataset_name {path}: is a file, and not one of {', '.join([*READERS, '.npz'])}; unpack it, or name "
-                "the folder that it lies in"
-            )
+            kinds = f"is a file, and not one of {', '.join([*READERS, '.npz'])}"
+            cure = f'`numpy.savez("images.npz", x_train=numpy.load("{path.name}"))` makes one of it'
+            if path.suffix != ".npy":
+                cure = "unpack it, or name the folder that it lies in"
+            raise ConfigError(f"--dataset_name {path}: {kinds}; {cure}")
         return datasets.load_dataset(READERS[path.suffix], data_files=str(path), cache_dir=cache_dir)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return datasets.load_from_disk(path)
     if idx := find_idx(path):
-        return from_idx(idx)
+        return from_idx(path, idx)
+    if not any(file.is_file() for file in path.rglob("*")):
+        raise ConfigError(f"--dataset_name {path}: the folder holds no files; put images into {path / 'train'}")
     return datasets.load_dataset(str(path), config_name, cache_dir=cache_dir)
 
 
@@ -96,9 +100,12 @@ def cure(error: Exception, path: Path) -> str:
         return "; --cache_dir FOLDER puts the cache of `datasets` where you may write"
     if "scripts are no longer supported" in text:
         return "; move the .py file out of the folder"
-    if list(path.glob("*.npz")):
-        return "; name the .npz file itself"
-    return "" if path.exists() else "; check the name and the network"
+    for suffix in (".npz", ".npy"):
+        if list(path.glob(f"*{suffix}")):
+            return f"; name the {suffix} file itself"
+    if path.is_dir():
+        return f"; images, or files of {', '.join([*READERS, '.npz'])}, are read from a folder"
+    return "; make or download the file again" if path.exists() else "; check the name and the network"
 
 
 def check_all_files_are_read(path: Path, found: datasets.DatasetDict) -> None:
@@ -117,22 +124,47 @@ def check_all_files_are_read(path: Path, found: datasets.DatasetDict) -> None:
 # ---- other forms than those of `datasets` --------------------------------------------------------------------------
 
 
-def from_arrays(splits: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> datasets.DatasetDict:
-    """Splits of `image` and `label` out of arrays: `[N, H, W]` or `[N, H, W, 3]` uint8, and `[N]` whole numbers."""
+def from_arrays(path: Path, splits: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> datasets.DatasetDict:
+    """Splits of `image` and `label` out of arrays.
+
+    Args:
+        path: where they are from.
+        splits: images `[N, H, W]` or `[N, H, W, C]`, uint8, C = 1, 3 or 4; labels `[N]` or `[N, 1]`, whole numbers.
+
+    Raises:
+        ConfigError: they are not that.
+    """
     made = {}
     for split, (pixels, labels) in splits.items():
-        columns = {"image": [Image.fromarray(p.squeeze()) for p in pixels]}
+        shape = list(pixels.shape)
+        if pixels.dtype != np.uint8 or not (len(shape) == 3 or len(shape) == 4 and shape[3] in (1, 3, 4)):
+            raise ConfigError(
+                f"--dataset_name {path}: its {split} images are {pixels.dtype} {shape}; uint8 [N, H, W] or [N, H, W, 3]"
+                " is read"
+            )
+        columns = {"image": [Image.fromarray(p.squeeze(-1) if p.shape[2:] == (1,) else p) for p in pixels]}
         features = {"image": datasets.Image()}
         if labels is not None:
+            if labels.dtype.kind not in "iu" or labels.size != len(pixels) or len(labels) != len(pixels):
+                raise ConfigError(
+                    f"--dataset_name {path}: its {split} labels are {labels.dtype} {list(labels.shape)}, for "
+                    f"{len(pixels)} images; whole numbers [N] are read (`y.argmax(1)` makes them of one-hot rows)"
+                )
             columns["label"] = labels.reshape(-1).tolist()
-            features["label"] = datasets.ClassLabel(num_classes=int(labels.max()) + 1)
+            features["label"] = datasets.ClassLabel(num_classes=int(labels.max(initial=0)) + 1)
         made[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     return datasets.DatasetDict(made)
 
 
 def from_npz(path: Path) -> datasets.DatasetDict:
     """Keras' mnist.npz and the like: x_train, y_train, x_test, y_test; or images and labels of one split."""
-    arrays = dict(np.load(path, allow_pickle=False))
+    try:
+        arrays = dict(np.load(path, allow_pickle=False))
+    except Exception as error:  # of NumPy, zip and zlib; also where pickled objects are inside
+        raise ConfigError(
+            f"--dataset_name {path}: cannot be read as arrays ({first_line(error, 100)}); `numpy.savez` makes a file "
+            "that can"
+        ) from error
     splits = {
         split: (arrays[x], arrays.get(y))
         for x, y, split in (
@@ -144,39 +176,64 @@ def from_npz(path: Path) -> datasets.DatasetDict:
         )
         if x in arrays
     }
-    if "train" not in splits or any(x.dtype != np.uint8 or x.ndim not in (3, 4) for x, _ in splits.values()):
+    if "train" not in splits:
         raise ConfigError(
-            f"--dataset_name {path}: holds {shorten(arrays)}; x_train (and y_train, x_test, y_test) are read, of uint8 "
-            "and [N, H, W] or [N, H, W, 3]"
+            f"--dataset_name {path}: holds {shorten(arrays) or 'nothing'}; x_train (y_train, x_test, y_test) are read"
         )
-    return from_arrays(splits)
+    return from_arrays(path, splits)
+
+
+# train-images-idx3-ubyte.gz as MNIST's page has it, train-images.idx3-ubyte as archives of it, and EMNIST's
+# emnist-letters-train-images-idx3-ubyte.
+IDX_NAME = re.compile(r"(?:(?P<set>.+)-)?(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?")
 
 
 def find_idx(path: Path) -> dict[tuple[str, str], Path]:
-    """MNIST's own files in a folder, by (split, "images" or "labels"); empty where there are none."""
-    names = {"train": "train", "t10k": "test"}
-    found = {}
-    for file in path.glob("*-idx?-ubyte*"):
-        prefix, _, rest = file.name.partition("-")
-        if prefix in names:
-            found[names[prefix], rest.partition("-")[0]] = file
-    return found
+    """MNIST's own files in a folder or below it, by (split, "images" or "labels"); empty where there are none.
+
+    Raises:
+        ConfigError: they are of several sets.
+    """
+    sets: dict[str, dict[tuple[str, str], Path]] = {}
+    for file in sorted(path.rglob("*idx[13]-ubyte*"), key=lambda file: (len(file.parts), file.suffix == ".gz", file)):
+        if (match := IDX_NAME.fullmatch(file.name)) and file.is_file():
+            split = "train" if match["split"] == "train" else "test"
+            home = file.parent
+            if IDX_NAME.fullmatch(home.name) or home.name in ("train", "t10k", "test"):
+                home = home.parent  # archives with a folder for each file
+            name = match["set"] or home.relative_to(path.parent).as_posix()
+            sets.setdefault(name, {}).setdefault((split, match["kind"]), file)
+    if len(sets) > 1:
+        raise ConfigError(
+            f"--dataset_name {path}: holds the files of {len(sets)} sets ({shorten(sets)}); name a folder with one"
+        )
+    return next(iter(sets.values()), {})
 
 
-def from_idx(files: dict[tuple[str, str], Path]) -> datasets.DatasetDict:
+def from_idx(path: Path, files: dict[tuple[str, str], Path]) -> datasets.DatasetDict:
     """The format of yann.lecun.com: a magic number whose last byte counts the dimensions, the sizes, the bytes."""
 
     def read(file: Path) -> np.ndarray:
-        content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
-        if content[:3] != b"\0\0\x08":
-            raise ConfigError(f"--dataset_name {file}: is no idx file of bytes; download it again")
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+        try:
+            content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
+            if content[:3] != b"\0\0\x08":
+                raise ValueError("the first bytes are not those of an idx file of bytes")
+            dimensions = content[3]
+            shape = np.frombuffer(content, ">u4", dimensions, offset=4)
+            return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+        except Exception as error:  # of gzip, zlib, NumPy and the disk
+            raise ConfigError(
+                f"--dataset_name {file}: is no whole idx file ({first_line(error, 100)}); download it again"
+            ) from error
 
-    splits = {split for split, kind in files if kind == "images"}
-    labels = {split: read(files[split, "labels"]) if (split, "labels") in files else None for split in splits}
-    return from_arrays({split: (read(files[split, "images"]), labels[split]) for split in splits})
+    splits = {}
+    for split in ("train", "test"):
+        if (split, "images") in files:
+            images = read(files[split, "images"])
+            if "emnist" in files[split, "images"].name:
+                images = images.swapaxes(1, 2)  # EMNIST keeps its images by columns
+            splits[split] = (images, read(files[split, "labels"]) if (split, "labels") in files else None)
+    return from_arrays(path, splits)
 
 
 def embedded_digits() -> datasets.DatasetDict:

@@ -46,6 +46,18 @@ def upside_down() -> Image.Image:
     return image
 
 
+def tiff(image: Image.Image, **tags: int) -> bytes:
+    """A TIFF with tags that Pillow does not write: `bits`, and `photometric` 0, where 0 is white."""
+    content = bytearray(encode(image, "TIFF", tiffinfo={0x0112: tags.pop("orientation", 1)}))
+    start = int.from_bytes(content[4:8], "little")
+    for entry in range(start + 2, start + 2 + 12 * int.from_bytes(content[start : start + 2], "little"), 12):
+        tag = int.from_bytes(content[entry : entry + 2], "little")
+        for name, number in (("bits", 258), ("photometric", 262)):
+            if tag == number and name in tags:
+                content[entry + 8 : entry + 10] = tags[name].to_bytes(2, "little")
+    return bytes(content)
+
+
 def transparent_palette() -> Image.Image:
     image = Image.fromarray(DISC.astype(np.uint8), "P")
     image.putpalette([255, 0, 0, 0, 0, 0])
@@ -61,6 +73,18 @@ SHOWN = {  # name: (file, the grey pixels that a viewer shows)
     "opaque RGBA": (encode(Image.fromarray(RAMP).convert("RGBA")), RAMP),
     "I;16 PNG": (encode(Image.fromarray(RAMP.astype(np.uint16) * 257)), RAMP),
     "I;16 TIFF": (encode(Image.fromarray(RAMP.astype(np.uint16) * 257), "TIFF"), RAMP),
+    "I;16 TIFF, 0 is white": (tiff(Image.fromarray(RAMP.astype(np.uint16) * 257), photometric=0), 255 - RAMP),
+    "I;16 TIFF, turned": (tiff(Image.fromarray(RAMP[::-1, ::-1].astype(np.uint16) * 257), orientation=3), RAMP),
+    "I;16 TIFF, 0 is white, turned": (
+        tiff(Image.fromarray(RAMP[::-1, ::-1].astype(np.uint16) * 257), photometric=0, orientation=3),
+        255 - RAMP,
+    ),
+    "L TIFF, 0 is white": (tiff(Image.fromarray(RAMP), photometric=0), 255 - RAMP),
+    "F TIFF, 0 is white": (tiff(Image.fromarray(RAMP.astype(np.float32) / 255), photometric=0), 255 - RAMP),
+    "I;16 PNG, turned": (
+        encode(Image.fromarray(RAMP[::-1, ::-1].astype(np.uint16) * 257), exif=upside_down().getexif()),
+        RAMP,
+    ),
     "16-bit PGM": (b"P5 28 28 65535\n" + (RAMP.astype(">u2") * 257).tobytes(), RAMP),
     "4-bit PGM": (b"P5 28 28 15\n" + (RAMP // 17).tobytes(), RAMP // 17 * 17),
     "I of bytes": (encode(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), RAMP),
@@ -95,6 +119,7 @@ def test_the_deep_ramp_keeps_its_levels():
 
 REFUSED = {
     "I out of range": (encode(Image.fromarray(RAMP.astype(np.int32) * 300), "TIFF"), "mode I with values"),
+    "I, 0 is white": (tiff(Image.fromarray(RAMP.astype(np.int32)), photometric=0), "cannot identify"),
     "F out of range": (encode(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "mode F with values"),
     "F not a number": (encode(Image.fromarray(np.full((28, 28), np.nan, np.float32)), "TIFF"), "mode F"),
     "garbage": (b"not an image", "cannot identify"),
@@ -253,11 +278,11 @@ def labelled(tmp_path, labels: list, test_labels: list | None = None, feature=No
 
 CONDITIONAL = "--unet.num_class_embeds=10"
 LABELS = {  # name: (labels of the train split, of the test split, type, what a conditional run says)
-    "none in the test split": (list(range(10)), [None] * 5, None, "5 rows of the held-out split have no label (0, 1"),
+    "one missing in the test split": ([1, 2], [0, None], None, "1 rows of the held-out split have no label (1)"),
     "one missing": ([0, 1, None, 3], [0], None, "1 rows of the train split have no label (2)"),
     "-1 for none": ([0, 1, -1, -1], [0], datasets.Value("int64"), "2 rows of the train split have no label (2, 3)"),
     "names": (["cat", "dog"], ["cat"], datasets.Value("string"), "class_encode_column"),
-    "lists": ([[1], [2]], [[1]], datasets.List(datasets.Value("int64")), "not whole numbers"),
+    "lists": ([[0, 1], [1, 0]], [[0, 1]], datasets.List(datasets.Value("int64")), "numpy.argmax"),
     "fractions": ([0.5, 1.5], [0.5], datasets.Value("float32"), "not whole numbers"),
     "negative": ([-2, 3], [1], datasets.Value("int64"), "labels from -2 to 3"),
     "too large": ([2, 10], [1], datasets.Value("int64"), "labels from 2 to 10"),
@@ -275,11 +300,30 @@ def test_labels_are_looked_at_only_where_they_are_used(tmp_path, name):
     assert "--label_column label" in str(error.value) and part in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("hidden", [None, -1])
+def test_a_test_split_whose_labels_are_hidden_is_not_the_one_held_out(tmp_path, hidden):
+    name, said = labelled(tmp_path, list(range(10)) * 4, [hidden] * 5, datasets.Value("int64")), []
+    loaded = load(name, "--label_column=label", CONDITIONAL, warn=said.append)
+    assert (len(loaded.train), len(loaded.test)) == (38, 2) and loaded.test.labels.tolist() == [8, 9]
+    assert any("labels of its test split are hidden" in line for line in said)
+    unconditional = load(name, "--label_column=label")
+    assert (len(unconditional.train), len(unconditional.test)) == (40, 5)
+
+
 # ---- forms ---------------------------------------------------------------------------------------------------------
 
 
 def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+IDX_LAYOUTS = {  # folder: the path of a file in it
+    "dotted": "{split}-{dotted}-ubyte",
+    "torchvision": "MNIST/raw/{split}-{kind}-ubyte",
+    "kaggle": "{split}-{kind}-ubyte/{split}-{kind}-ubyte",
+    "by split": "{split}/{split}-{kind}-ubyte",
+    "emnist": "emnist-digits-{split}-{kind}-ubyte",
+}
 
 
 def in_many_forms(tmp_path) -> dict[str, str]:
@@ -298,10 +342,16 @@ def in_many_forms(tmp_path) -> dict[str, str]:
         for split in ("train", "t10k"):
             (tmp_path / f"idx{suffix}/{split}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(stack)))
             (tmp_path / f"idx{suffix}/{split}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(labels)))
+    for form, pattern in IDX_LAYOUTS.items():
+        for split in ("train", "t10k"):
+            for kind, array in (("images-idx3", stack), ("labels-idx1", labels)):
+                file = tmp_path / form / pattern.format(split=split, kind=kind, dotted=kind.replace("-", "."))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(idx(array.swapaxes(1, 2) if "emnist" in form and array.ndim == 3 else array))
     bare = datasets.Dataset.from_dict({"image": [encode(image) for image in images], "label": list(range(10))})
     (tmp_path / "bytes").mkdir()
     bare.to_parquet(tmp_path / "bytes/train.parquet")
-    forms = ("saved", "saved dict", "one.parquet", "mnist.npz", "idx", "idx.gz", "bytes")
+    forms = ("saved", "saved dict", "one.parquet", "mnist.npz", "idx", "idx.gz", "bytes", *IDX_LAYOUTS)
     return {form: str(tmp_path / form) for form in forms}
 
 
@@ -368,7 +418,61 @@ def npz_in_a_folder(tmp_path):
     return tmp_path
 
 
+def lone_npy(tmp_path):
+    np.save(tmp_path / "images.npy", RAMP[None])
+    return tmp_path / "images.npy"
+
+
+def npy_in_a_folder(tmp_path):
+    return lone_npy(tmp_path).parent
+
+
+def npz(name: str, **arrays):
+    def make(tmp_path):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    return make
+
+
+def garbage(name: str):
+    def make(tmp_path):
+        (tmp_path / name).write_bytes(b"garbage")
+        return tmp_path if "idx" in name else tmp_path / name
+
+    return make
+
+
+def empty_folders(tmp_path):
+    (tmp_path / "train/0").mkdir(parents=True)
+    return tmp_path
+
+
+def two_idx_sets(tmp_path):
+    for name in ("MNIST", "FashionMNIST"):
+        (tmp_path / name / "raw").mkdir(parents=True)
+        (tmp_path / name / "raw/train-images-idx3-ubyte").write_bytes(idx(RAMP[None]))
+    return tmp_path
+
+
+IMAGES = np.stack([RAMP] * 4)
 FORMS = {
+    "a lone npy": (lone_npy, ["is a file, and not one of", 'numpy.savez("images.npz"']),
+    "an npy in a folder": (npy_in_a_folder, ["name the .npy file itself"]),
+    "garbage for an npz": (garbage("a.npz"), ["cannot be read as arrays", "`numpy.savez` makes"]),
+    "objects in an npz": (npz("a.npz", x_train=np.array([RAMP, None], object)), ["cannot be read as arrays"]),
+    "floats in an npz": (
+        npz("a.npz", x_train=IMAGES / 255),
+        ["train images are float64 [4, 28, 28]", "uint8 [N, H, W]"],
+    ),
+    "one-hot labels": (npz("a.npz", x_train=IMAGES, y_train=np.eye(4, dtype=int)), ["int64 [4, 4]", "argmax"]),
+    "labels of others": (npz("a.npz", x_train=IMAGES, y_train=np.arange(3)), ["int64 [3], for 4 images"]),
+    "an empty npz": (npz("a.npz"), ["holds nothing"]),
+    "garbage for an idx": (garbage("train-images-idx3-ubyte"), ["is no whole idx file", "download it again"]),
+    "garbage for an idx.gz": (garbage("train-images-idx3-ubyte.gz"), ["is no whole idx file", "download it again"]),
+    "garbage for a parquet": (garbage("a.parquet"), ["cannot be loaded", "make or download the file again"]),
+    "empty folders": (empty_folders, ["holds no files", "put images into"]),
+    "two sets of idx": (two_idx_sets, ["the files of 2 sets", "FashionMNIST/raw", "name a folder with one"]),
     "names that count as splits": (names_as_splits, ["of its 6 images", "a folder named train"]),
     "arrays": (arrays, ["--image_column: no column holds images", "PIL.Image.fromarray"]),
     "a table of pixels": (many_columns, ["no column holds images", "and 777 more"]),

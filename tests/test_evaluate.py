@@ -31,6 +31,7 @@ from ddpm_mnist.evaluation.metrics import (
     precision_recall,
 )
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
+from ddpm_mnist.options import ConfigError
 from ddpm_mnist.training.config import parse_args
 
 
@@ -286,6 +287,24 @@ def test_the_data_is_by_default_what_the_model_was_trained_on(tmp_path):
         assert config.center_crop is True and config.max_resident_gb == 7.0 and config.scheduler == "ddim"
 
 
+def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypatch):
+    """Never another folder that has the same name today, and never a question to the Hub."""
+    (tmp_path / "then/sets/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "then")
+    (tmp_path / "run").mkdir()
+    config = parse_args(["--dataset_name=sets/mine", "--init_from=sets"])
+    (tmp_path / "run/train_config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (tmp_path / "run/train_results.json").write_text(json.dumps({"dataset_is_local": True}), encoding="utf-8")
+    (tmp_path / "now/sets/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "now")
+    arguments = ["--model", str(tmp_path / "run")]
+    assert command.parse_args(arguments).dataset_name == str(tmp_path / "then/sets/mine")
+    (tmp_path / "then/sets/mine").rmdir()
+    with pytest.raises(ConfigError, match="--dataset_name: the model was trained on .*mine, which is not here"):
+        command.parse_args(arguments)
+    assert command.parse_args([*arguments, "--dataset_name=sets/mine"]).dataset_name == "sets/mine"
+
+
 def test_a_set_with_two_image_columns_is_evaluated_as_it_was_trained(tmp_path, monkeypatch):
     rows = {key: [blob(i) for i in range(40)] for key in ("image", "mask")} | {"label": [i % 4 for i in range(40)]}
     features = {key: datasets.Image() for key in ("image", "mask")} | {"label": datasets.ClassLabel(num_classes=4)}
@@ -306,6 +325,13 @@ def test_evaluate_looks_whether_it_may_write_before_it_measures(model, tmp_path,
     assert in_process(command.main, "--model", model, "--output_dir", tmp_path / "file/out") == 2
     stderr = capfd.readouterr().err
     assert "is a file; name a folder" in stderr and "training" not in stderr
+
+
+@pytest.mark.parametrize("name", command.OUTPUTS)
+def test_evaluate_looks_for_what_stands_in_the_way_of_its_files(tmp_path, name, capfd):
+    (tmp_path / name).mkdir()
+    assert in_process(command.main, "--model", tmp_path, "--output_dir", tmp_path) == 2
+    assert f"{name} is a folder, and a file goes there" in capfd.readouterr().err
 
 
 def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, in_process, metrics, posix, python, same, smoke_args, weights
+from conftest import ROOT, as_nobody, in_process, metrics, posix, python, same, smoke_args, weights
 
 import train_ddpm_mnist
 from ddpm_mnist.options import ConfigError
@@ -199,18 +199,32 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(train, dataset_dir
 def test_a_read_only_folder_is_said_before_anything_is_done(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
     config = parse_args(["--config", str(ROOT / "configs/smoke.yaml"), "--output_dir", str(tmp_path / "locked/out")])
-    for folder in (tmp_path, *tmp_path.parents):  # let the other user look, though not write
-        if folder.owner() == "root" and folder.stat().st_mode & 0o055 != 0o055 and str(folder).startswith("/tmp/"):
-            folder.chmod(0o755)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)  # root may write anywhere; nobody may not
-    try:
-        with pytest.raises(ConfigError, match="locked cannot be written"):
-            check_output_dir(config)
-    finally:
-        if root:
-            os.seteuid(0)
+    with as_nobody(tmp_path), pytest.raises(ConfigError, match="locked cannot be written"):
+        check_output_dir(config)
+
+
+OCCUPIED = {  # what stands where a run writes later: (make it, what is said)
+    "a file for the weights": (lambda out: (out / "unet").write_text(""), "unet is a file; name a folder"),
+    "a folder for the results": (
+        lambda out: (out / "train_results.json").mkdir(),
+        "is a folder, and a file goes there",
+    ),
+    "samples of another user": (lambda out: (out / "samples").mkdir(mode=0o555), "samples cannot be written"),
+    "a log of another user": (lambda out: (out / "metrics.jsonl").touch(mode=0o444), "metrics.jsonl cannot be written"),
+}
+
+
+@posix
+@pytest.mark.parametrize("name", OCCUPIED)
+def test_what_stands_in_the_way_of_the_end_is_said_at_the_start(name, tmp_path):
+    make, part = OCCUPIED[name]
+    (tmp_path / "out").mkdir(mode=0o777)
+    (tmp_path / "out").chmod(0o777)
+    make(tmp_path / "out")
+    config = parse_args([*smoke_args("", tmp_path / "out"), "--overwrite_output_dir"])
+    with as_nobody(tmp_path), pytest.raises(ConfigError, match=part) as error:
+        check_output_dir(config)
+    assert "--output_dir" in str(error.value)
 
 
 def test_old_checkpoints_go_only_after_the_new_one_is_whole(train, monkeypatch):

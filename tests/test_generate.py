@@ -6,12 +6,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_process, python, same, weights
+from conftest import ROOT, as_nobody, in_process, posix, python, same, weights
 from PIL import Image
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.options import ConfigError, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guided_noise, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
 from ddpm_mnist.sampling import grid, load_model, sample_images, to_pil
@@ -323,6 +323,37 @@ def test_generate_looks_whether_it_may_write_before_it_draws(model, tmp_path, ca
     stderr = capfd.readouterr().err
     assert f"{tmp_path / 'file'} is a file; name a folder" in stderr
     assert "steps:" not in stderr  # no progress bar: nothing was drawn
+
+
+IN_THE_WAY = {  # (make it, more options, what is said)
+    "a folder for the grid": (lambda out: (out / "grid.png").mkdir(), ["--overwrite"], "grid.png is a folder"),
+    "a file for the singles": (lambda out: (out / "grid").touch(), ["--overwrite"], "grid is a file; name a folder"),
+    "a folder for one of them": (
+        lambda out: [(out / "grid/00000.png").mkdir(parents=True), (out / "grid").chmod(0o777)],
+        ["--overwrite"],
+        "00000.png is a folder",
+    ),
+    "another user's grid": (lambda out: (out / "grid.png").touch(0o444), ["--overwrite"], "grid.png cannot be written"),
+    "another user's singles": (lambda out: (out / "grid").mkdir(0o555), ["--overwrite"], "grid cannot be written"),
+    "an older trajectory": (
+        lambda out: (out / "grid_trajectory.png").touch(),
+        ["--save_trajectory"],
+        "grid_trajectory.png is there already; give --overwrite",
+    ),
+}
+
+
+@posix
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_generate_says_at_the_start_what_is_in_its_way(name, tmp_path):
+    make, more, part = IN_THE_WAY[name]
+    tmp_path.chmod(0o777)
+    make(tmp_path)
+    options = ["--model", "none", "--output", str(tmp_path / "grid.png"), *more]
+    config, _ = read_options(generate.GenerateConfig, options, "")
+    with as_nobody(tmp_path), pytest.raises(ConfigError, match=part) as error:
+        generate.generate(config)
+    assert f"--output {tmp_path / 'grid.png'}: " in str(error.value)
 
 
 @pytest.mark.parametrize(

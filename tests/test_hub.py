@@ -13,7 +13,7 @@ from typing import NamedTuple
 import nbformat
 import pytest
 import yaml
-from conftest import ROOT, blob, in_process, make_dataset, metrics, posix, python, same, smoke_args, weights
+from conftest import ROOT, as_nobody, blob, in_process, make_dataset, metrics, posix, python, same, smoke_args, weights
 from hub_server import File, HubServer
 from huggingface_hub import ModelCard, constants
 from packaging.requirements import Requirement
@@ -21,6 +21,7 @@ from PIL import Image
 
 from ddpm_mnist.hub import checkpoints
 from ddpm_mnist.hub.card import weights_sha256, write_card
+from ddpm_mnist.hub.push import push_model
 from ddpm_mnist.options import ConfigError
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
@@ -385,13 +386,15 @@ def copy(model, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
-def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tmp_path):
+def test_no_path_or_user_name_leaves_the_machine(hub, push, model, tiny_dataset_dir, tmp_path):
     """In whatever the run, its evaluation and the push write and send."""
     (tmp_path / "secret-user").mkdir()
     (tmp_path / "secret-user/token").write_text(ALICE, encoding="utf-8")
     data, out = tmp_path / "secret-user/data/mnist", tmp_path / "secret-user/out"
     shutil.copytree(tiny_dataset_dir, data)
-    args = smoke_args("secret-user/data/mnist", "secret-user/out", max_train_steps=2, cache_dir="secret-user/cache")
+    shutil.copytree(model, tmp_path / "secret-user/base")
+    paths = {"cache_dir": "secret-user/cache", "init_from": "secret-user/base"}
+    args = smoke_args("secret-user/data/mnist", "secret-user/out", max_train_steps=2, **paths)
     environment = client(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
     done = python(ROOT / "train_ddpm_mnist.py", *args, "--token_file=secret-user/token", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
@@ -406,7 +409,12 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tm
     for name, content in files.items():
         assert b"secret-user" not in content and str(tmp_path).encode() not in content, name
     published = yaml.safe_load(files["train_config.yaml"])
-    assert published["dataset_name"] == "mnist" and published["output_dir"] == "out" and not published["cache_dir"]
+    assert (
+        published["init_from"] == "base"
+        and published["dataset_name"] == "mnist"
+        and published["output_dir"] == "out"
+        and not published["cache_dir"]
+    )
     metadata = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
     assert "datasets" not in metadata  # a folder, whatever its name looks like, is no dataset of the Hub
 
@@ -433,6 +441,37 @@ def test_words_about_digits_are_for_digits(conditional_model, tmp_path, dataset,
     words = card.text.replace(dataset, "").lower()
     assert ("digit" in words) == digits and ("class_labels=[7]" in words) == digits and "ann" not in words.split()
     assert "Users" not in str(card)
+
+
+@pytest.mark.parametrize(("name", "local"), [("ylecun/mnist", False), ("mine", True)])
+def test_a_model_of_the_hub_is_evaluated_on_what_it_was_trained_on(hub_here, tmp_path, monkeypatch, name, local):
+    import evaluate
+
+    settings = yaml.safe_dump({"dataset_name": name, "image_column": "digit"}).encode()
+    files = {"train_config.yaml": settings, "train_results.json": json.dumps({"dataset_is_local": local}).encode()}
+    hub_here.create("alice/other", files=files)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    if local:
+        with pytest.raises(ConfigError, match="--dataset_name: the model was trained on mine, which is not here"):
+            evaluate.parse_args(["--model", "alice/other"])
+    config = evaluate.parse_args(["--model", "alice/other", *(["--dataset_name=there"] if local else [])])
+    assert (config.dataset_name, config.image_column) == ("there" if local else name, "digit")
+    assert evaluate.parse_args(["--model", "alice/none"]).image_column is None
+
+
+@posix
+def test_a_push_looks_at_its_start_for_what_it_cannot_write(hub, push, model, tmp_path):
+    other = copy(model, tmp_path)
+    (other / "README.md").unlink(missing_ok=True)
+    (other / "README.md").mkdir()
+    done = push(other)
+    assert done.returncode == 2 and "README.md is a folder, and a file goes there" in done.stderr
+    (other / "README.md").rmdir()
+    other.chmod(0o555)
+    with as_nobody(tmp_path), pytest.raises(ConfigError, match="copy cannot be written"):
+        push_model(other, "alice/digits", dry_run=True)
+    assert not hub.repos
 
 
 # ---- checkpoints, as the run goes ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from conftest import ROOT, metrics, posix, python, smoke_args
 
 import train_ddpm_mnist as script
 from ddpm_mnist.options import ConfigError
-from ddpm_mnist.training import hardware, stop
+from ddpm_mnist.training import hardware, setup, stop
 from ddpm_mnist.training.checkpoint import list_checkpoints
 from ddpm_mnist.training.config import TrainConfig, parse_args
 
@@ -260,6 +260,19 @@ def test_train_can_be_called_in_a_thread(dataset_dir, tmp_path):
     thread.start()
     thread.join(120)
     assert codes == [0] and (tmp_path / "t/model_index.json").exists()
+
+
+def test_two_runs_in_one_process_take_turns(dataset_dir, tmp_path):
+    """Accelerate's state belongs to the process: the first to end would take it from the other."""
+    with setup.prepare(config(dataset_dir, tmp_path / "first")):
+        with pytest.raises(ConfigError, match="another run is going on in this process"):
+            script.train(config(dataset_dir, tmp_path / "second"))
+        assert AcceleratorState._shared_state != {}
+    assert not (tmp_path / "second").exists()
+    assert script.train(config(dataset_dir, tmp_path / "second")) == 0
+    with pytest.raises(ConfigError, match="--dataset_name"):
+        script.train(config(tmp_path / "none", tmp_path / "third"))
+    assert not setup.ONE_AT_A_TIME.locked()
 
 
 # ---- signals -------------------------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ def get_classifier(
         classifier = train_classifier(data.train, steps, seed)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # renamed when complete, as checkpoints are
         classifier.save_pretrained(draft)
-        (draft / "dataset.json").write_text(json.dumps({"name": data.name, "fingerprint": data.fingerprint}))
+        about = json.dumps({"name": data.name, "fingerprint": data.fingerprint})
+        (draft / "dataset.json").write_text(about, encoding="utf-8")
         if folder.exists():
             folder.rename(draft / "incomplete")
         draft.rename(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from ..options import ConfigError, first_line, read_yaml
+from ..options import ConfigError, file_problem, first_line, read_yaml
 from .card import SPACE_ID, class_to_show, is_digits, read_json, three_lines, write_card
 from .repo import check_repo_id, edited_on_the_hub, explain, make_repo, read_token
 from .space import check_space, open_space, space_files, upload_space
@@ -193,6 +193,9 @@ def push_model(
     if space_id is not None:
         check_space(space_id, full=dry_run, other_branch=create_pr or revision not in (None, "main"))
     token = None if dry_run else read_token(token_file)
+    for name in ("README.md", PUSHED_CARD, SPACE_ID, "samples.png", "loss_curve.png", "notebook.ipynb"):
+        if model_dir.is_dir() and (problem := file_problem(model_dir / name)):
+            raise ConfigError(f"--model_dir {model_dir}: {problem}")
     validate_model(model_dir)
     keep_card = False
     if not dry_run:

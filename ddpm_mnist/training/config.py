@@ -217,9 +217,13 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         return {name: getattr(self, name) for name in (*SECTIONS, *fixed)}
 
     def saved(self) -> dict[str, Any]:
-        """The settings of the run, without those of one launch only."""
+        """The settings of the run, without those of one launch only, and with absolute paths of what it reads."""
         saved = {option.name for option in fields(self) if option.metadata.get("saved", True)}
-        return {k: v for k, v in asdict(self).items() if k in saved}
+        settings = {k: v for k, v in asdict(self).items() if k in saved}
+        for name in ("dataset_name", "init_from"):  # a path, or the Hub's name for something
+            if settings[name] is not None and Path(settings[name]).exists():
+                settings[name] = str(Path(settings[name]).absolute())
+        return settings
 
     def to_yaml(self) -> str:
         """The same as a file that `--config` reads."""

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import filelock
 
-from ..options import ConfigError, first_line, writable_problem
+from ..options import ConfigError, file_problem, first_line, writable_problem
 from .checkpoint import find_checkpoint, is_draft, steps_of
 from .config import TrainConfig
-from .log import METRICS_FILE
+from .log import METRICS_FILE, RESULTS_FILE
 
 CONFIG_FILE = "train_config.yaml"
 LOCK_FILE = ".lock"
+FILES = (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, "model_index.json")  # a run writes these, in part at its end
+FOLDERS = ("unet", "scheduler", "samples", "gallery")
 BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wandb"}
 
 
@@ -56,7 +58,9 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     option = f"--output_dir {output_dir}"
     if config.overwrite_output_dir and config.resume_from_checkpoint:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
-    if problem := writable_problem(output_dir):
+    problems = [file_problem(output_dir / name) for name in FILES]
+    problems += [writable_problem(output_dir / name) for name in FOLDERS]
+    if problem := next(filter(None, problems), None):
         raise ConfigError(f"{option}: {problem}")
     if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
         lock_output_dir(output_dir, warn).release()

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
+ONE_AT_A_TIME = threading.Lock()  # Accelerate's state is the process's, and two runs would share it
 LOST_PEER = re.compile("timed? ?out|connection (closed|reset|refused)|peer|gloo|nccl", re.IGNORECASE)
 
 
@@ -268,6 +270,11 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     Raises:
         ConfigError: the model, the data, the output folder or a checkpoint are not what the config says.
     """
+    if not ONE_AT_A_TIME.acquire(blocking=False):
+        raise ConfigError(
+            f"--output_dir {config.output_dir}: another run is going on in this process; start this one after it, or in"
+            " a process of its own"
+        )
     first = not AcceleratorState._shared_state  # else somebody's Accelerator lives in this process
     run = None
     try:
@@ -284,6 +291,7 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         if first:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+        ONE_AT_A_TIME.release()
 
 
 def build_run(config: TrainConfig) -> Run:
