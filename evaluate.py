@@ -1,6 +1,7 @@
 """Measure a trained model: are its samples like the real images, as varied, new, and how many bits does it need?
 
     python evaluate.py --model ddpm-mnist
+    python evaluate.py --model ddpm-mnist --compare ANOTHER --num_images 500    # which is better, by the same noise?
 
 Beside each figure stands the floor: the same figure for real training images in place of samples. No download is
 needed: the features are those of a small classifier, trained on the same data. What is written into the model's folder
@@ -20,11 +21,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_mnist.client import hub_or_cache
-from ddpm_mnist.data import DataOptions, ImageShape, load_data, to_uint8
+from ddpm_mnist.data import Data, DataOptions, ImageShape, load_data, to_uint8
 from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.evaluation.classifier import get_classifier
 from ddpm_mnist.evaluation.metrics import frechet_distance
-from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, inception_features, neighbours_picture
+from ddpm_mnist.evaluation.report import (
+    Figure,
+    bound_picture,
+    compare,
+    inception_features,
+    neighbours_picture,
+    tell_apart,
+)
 from ddpm_mnist.hub.card import is_digits, read_json, weights_sha256
 from ddpm_mnist.options import (
     ConfigError,
@@ -58,6 +66,12 @@ class EvaluateConfig(DataOptions, SampleOptions):
     min_classifier_accuracy: float | None = opt(
         None, "On the test split; a lower accuracy is an error. Default: 0.985 for digits, none for other images."
     )
+    compare: str | None = opt(
+        None,
+        "Another model: print the differences between the two, by the same noise, and write nothing. 500 images are "
+        "enough.",
+        path=True,
+    )
     output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
 
 
@@ -83,6 +97,36 @@ def draw_samples(config: EvaluateConfig, model: Model) -> tuple[Tensor, Tensor |
     return torch.cat([to_uint8(samples).cpu() for samples in progress]), asked, steps
 
 
+def load_judge(config: EvaluateConfig, model: Model) -> tuple[Data, torch.nn.Module, float]:
+    """The data, the classifier that was trained on it, and the share of the test split that it reads right.
+
+    Raises:
+        ConfigError: the data or the classifier are not what an evaluation takes.
+    """
+    shape = ImageShape(model.unet.config.in_channels, model.unet.config.sample_size)
+    data = load_data(config, shape, with_labels=True)
+    if min(config.num_images, len(data.train), len(data.test)) < 10:
+        raise ConfigError(f"--num_images {config.num_images}: samples, training and test images must be at least 10")
+    least = config.min_classifier_accuracy
+    if least is None:
+        least = 0.985 if is_digits(data.name) else 0.0
+    return data, *get_classifier(data, config.classifier_steps, config.seed, least)
+
+
+def compare_with(config: EvaluateConfig) -> str:
+    """The table that tells two models apart. ConfigError: see `evaluate`; or they draw images of different kinds."""
+    models = load_model(config.model), load_model(config.compare, "--compare")
+    kinds = [(m.unet.config.in_channels, m.unet.config.sample_size, m.num_classes) for m in models]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(
+            f"--compare {config.compare}: draws (channels, size, classes) {kinds[1]}, and --model {kinds[0]}; name two "
+            "models of the same images"
+        )
+    data, classifier, _ = load_judge(config, models[0])
+    samples = tuple(draw_samples(config, model)[0] for model in models)
+    return tell_apart(models, samples, data, classifier, config.seed)
+
+
 def evaluate(config: EvaluateConfig) -> dict:
     """Measure, write the results and return them.
 
@@ -102,14 +146,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     started = time.perf_counter()
     model = load_model(config.model)
     model.sampler(config.scheduler, config.num_inference_steps)
-    shape = ImageShape(model.unet.config.in_channels, model.unet.config.sample_size)
-    data = load_data(config, shape, with_labels=True)
-    if min(config.num_images, len(data.train), len(data.test)) < 10:
-        raise ConfigError(f"--num_images {config.num_images}: samples, training and test images must be at least 10")
-    least = config.min_classifier_accuracy
-    if least is None:
-        least = 0.985 if is_digits(data.name) else 0.0
-    classifier, read_right = get_classifier(data, config.classifier_steps, config.seed, least)
+    data, classifier, read_right = load_judge(config, model)
     samples, asked, steps = draw_samples(config, model)
     figures = compare(samples, asked, data, classifier, config.seed, config.classifier_steps)
     if config.feature_extractor == "inception":
@@ -190,6 +227,9 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
 
 def main(arguments: list[str]) -> int:
     config = parse_args(arguments)
+    if config.compare is not None:
+        print(compare_with(config))
+        return 0
     results = evaluate(config)
     folder = Path(config.output_dir or config.model)
     print((folder / "evaluation.md").read_text(encoding="utf-8"))

@@ -124,25 +124,25 @@ def load_unet(name: str, option: str = "--model") -> UNet2DModel:
         raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
 
 
-def load_model(name: str) -> Model:
+def load_model(name: str, option: str = "--model") -> Model:
     """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator where there is one.
 
     Raises:
         ConfigError: it cannot be read.
     """
-    unet = load_unet(name).to(device()).eval()
+    unet = load_unet(name, option).to(device()).eval()
     try:
         if is_checkpoint(name):
             run = torch.load(Path(name) / "state.pt", map_location="cpu", weights_only=True)["run"]
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
             return Model(unet, DDPMScheduler(**run["scheduler"]), null)
-        with found(name, "--model"):
+        with found(name, option):
             scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
             return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"--model {name}: cannot be loaded ({first_line(error)})") from error
+        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
 
 
 def device() -> torch.device:

@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, blob, in_process, python, trained
+from conftest import ROOT, blob, in_process, python, trained, weights
+from safetensors.torch import save_file
 from scipy.stats import norm
 
 import evaluate as command
@@ -25,10 +27,12 @@ from ddpm_mnist.evaluation.metrics import (
     bootstrap_ci,
     density_coverage,
     frechet_distance,
+    jackknife,
     kth_neighbour,
     mean_and_ci,
     nearest,
     precision_recall,
+    share_and_ci,
 )
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
 from ddpm_mnist.options import ConfigError
@@ -81,6 +85,30 @@ def test_intervals_shrink_with_the_root_of_the_number():
     assert abs(mean) < 2 * ci and ci == pytest.approx(1.96 / 200, rel=0.02)
     assert mean_and_ci(torch.tensor([True, False] * 50)) == (0.5, pytest.approx(0.0985, rel=0.01))
     assert bootstrap_ci(lambda x: x.mean().item(), values, resamples=200) == pytest.approx(ci, rel=0.2)
+
+
+def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
+    """150 samples of a Gaussian whose Fréchet distance to the reference is 1: the plain value is above 1.5."""
+    reference, truth = gaussian(20_000, 24, 0), 24 * 0.5**2 / 6
+    plain, values, held = [], [], 0
+    for seed in range(60):
+        samples = gaussian(150, 24, seed + 1, mean=0.5 / 6**0.5)
+        value, ci = jackknife(lambda x: frechet_distance(x, reference), samples)
+        plain.append(frechet_distance(samples, reference))
+        values.append(value)
+        held += abs(value - truth) < ci
+    assert np.mean(plain) > 1.5 * truth  # what small samples are called without it
+    assert np.mean(values) == pytest.approx(truth, rel=0.1)
+    assert 52 <= held <= 60  # of 60; 57 are expected
+    value, ci = jackknife(lambda x: x.mean().item(), gaussian(400, 1, 0))
+    assert ci == pytest.approx(1.96 / 20, rel=0.4)
+    assert jackknife(lambda x: x.mean().item(), torch.tensor([[1.0], [3.0]]))[0] == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("hits", "of", "least"), [(20, 20, 0.15), (0, 20, 0.15), (10, 20, 0.19), (800, 1000, 0.02)])
+def test_the_interval_of_a_share_is_never_nothing(hits, of, least):
+    share, ci = share_and_ci(torch.arange(of) < hits)
+    assert share == hits / of and least < ci < least + 0.02
 
 
 # ---- the bound -----------------------------------------------------------------------------------------------------
@@ -220,6 +248,37 @@ def test_samples_that_were_asked_for_are_read_and_taught_from(reader):
     assert figures["accuracy_from_samples"].floor > 0.9
 
 
+def test_two_models_are_told_apart_by_the_same_noise(model, dataset_dir, tmp_path, monkeypatch, capfd):
+    """A model and one whose weights were disturbed differ; a model and itself do not; colour and grey are refused."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    disturbed = tmp_path / "disturbed"
+    shutil.copytree(model, disturbed)
+    path = disturbed / "unet/diffusion_pytorch_model.safetensors"
+    changed = {
+        k: v + 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0))
+        for k, v in weights(path.parent).items()
+    }
+    save_file(changed, path)
+    rows = {}
+    for other in (model, disturbed):
+        assert in_process(command.main, *arguments(model, dataset_dir), "--compare", other) == 0
+        lines = capfd.readouterr().out.strip().splitlines()[-7:]
+        rows[other] = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    assert [row[0] for row in rows[model]][:2] == [
+        "Fréchet distance, without the bias of a finite sample",
+        "classified with over 0.9 confidence",
+    ]
+    for _, one, other, difference, verdict in rows[model]:
+        assert one == other and float(difference.split(" ± ")[0]) == 0 and verdict == "not told apart"
+    told = {row[0]: row for row in rows[disturbed] if row[-1] == "told apart"}
+    for log_snr in (2, 0, -1, -2, -3):
+        _, one, other, difference, _ = told[f"squared error of x_0 at log SNR {log_snr}"]
+        assert float(one) < float(other) and difference.startswith("-")
+    assert not (model / "evaluation.json").exists()
+    assert in_process(command.main, *arguments(model, dataset_dir), "--compare", ROOT / "configs") == 2
+    assert "--compare" in capfd.readouterr().err
+
+
 def test_pictures_are_drawn(tmp_path):
     picture = neighbours_picture(bars(20, 0).images, bars(50, 1))
     assert picture.size == (16 * 56, 4 * 56)
@@ -246,7 +305,16 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results/evaluation.json").read_text())
     assert results["weights_sha256"] == weights_sha256(conditional_model)
-    names = {"frechet_distance", "precision", "recall", "density", "coverage", "confident", "read_as_asked"}
+    names = {
+        "frechet_distance",
+        "frechet_unbiased",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "confident",
+        "read_as_asked",
+    }
     assert results["metrics"].keys() == names | {"accuracy_from_samples", "nearest_ratio", "bits_per_dim"}
     assert 0 < results["metrics"]["bits_per_dim"] < 40 and results["ci"]["bits_per_dim"] > 0
     assert all(math.isfinite(v) for v in results["metrics"].values())

@@ -13,25 +13,11 @@ import argparse
 import torch
 
 from ddpm_mnist.data import DataOptions, ImageShape, load_data, scale
+from ddpm_mnist.evaluation.report import x0_errors
 from ddpm_mnist.randomness import seeded_generator
 from ddpm_mnist.sampling import load_model
 
 LOG_SNRS = (4, 2, 0, -1, -2, -3, -4, -6)
-
-
-@torch.no_grad()
-def x0_error(unet, scheduler, images: torch.Tensor, noise: torch.Tensor, log_snr: float) -> float:
-    """Mean over images `[N, C, H, W]` and their pixels, at the timestep nearest to `log_snr`."""
-    scheduler.register_to_config(clip_sample=False)  # measure the network alone
-    alphas_cumprod = scheduler.alphas_cumprod
-    t = (torch.log(alphas_cumprod / (1 - alphas_cumprod)) - log_snr).abs().argmin()
-    errors = []
-    for x_0, epsilon in zip(images.split(100), noise.split(100)):
-        timesteps = t.expand(len(x_0))
-        sample = scheduler.add_noise(x_0, epsilon, timesteps)
-        predicted = scheduler.predict_original_sample(unet(sample, timesteps).sample, alphas_cumprod[t], sample)
-        errors.append((predicted - x_0).square().mean(dim=(1, 2, 3)))
-    return torch.cat(errors).mean().item()
 
 
 def main() -> None:
@@ -47,8 +33,7 @@ def main() -> None:
     print("| ---" * (len(LOG_SNRS) + 1) + " |")
     for name in args.models:
         model = load_model(name)
-        unet = model.unet.cpu()
-        errors = [x0_error(unet, model.scheduler, images, noise, log_snr) for log_snr in LOG_SNRS]
+        errors = [x0_errors(model, images, noise, log_snr).mean() for log_snr in LOG_SNRS]
         print(f"| {name}", *(f"{error:.4f}" for error in errors), "", sep=" | ", flush=True)
 
 

@@ -7,6 +7,7 @@ extractor and the same number of images.
 import numpy as np
 import torch
 from scipy.linalg import eigvals
+from scipy.stats import binomtest
 from torch import Tensor
 
 
@@ -20,6 +21,34 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     )
     root_trace = np.sqrt(eigvals(cov_1 @ cov_2).astype(complex)).real.sum()  # trace of (C_1 C_2)^(1/2)
     return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * root_trace)
+
+
+def jackknife(statistic, rows: Tensor, groups: int = 20) -> tuple[float, float]:
+    """A statistic of `[N, ...]` rows without the bias of a finite N, and half its 95% interval.
+
+    Quenouille and Tukey's jackknife: the statistic of all rows but one group of them, for each group, tells how it
+    moves with N, and how much it varies. The Fréchet distance of N samples is too large by about a constant over N,
+    which at N = 500 is more than good models differ by.
+
+    Args:
+        statistic: maps some of the rows to a number.
+        groups: how many; N at most.
+    """
+    groups = min(groups, len(rows))
+    group = torch.arange(len(rows)) % groups
+    without = np.array([statistic(rows[group != g]) for g in range(groups)])
+    value = groups * statistic(rows) - (groups - 1) * without.mean()
+    return float(value), float(1.96 * np.sqrt((groups - 1) * without.var()))
+
+
+def share_and_ci(hits: Tensor) -> tuple[float, float]:
+    """The share of true values among `[N]` booleans, and the larger side of its 95% interval (Wilson 1927).
+
+    The usual interval, from the standard deviation, would say that 20 hits of 20 leave no doubt.
+    """
+    share = hits.double().mean().item()
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return share, max(share - interval.low, interval.high - share)
 
 
 def bootstrap_ci(statistic, features: Tensor, seed: int = 0, resamples: int = 20) -> float:

@@ -10,11 +10,23 @@ from torch import Tensor
 from ..data import Data, Images, scale
 from ..options import ConfigError
 from ..randomness import seeded_generator
-from ..sampling import grid, to_pil
+from ..sampling import Model, grid, to_pil
+from ..scheduler import DDPMScheduler
 from .classifier import accuracy, read, train_classifier
-from .metrics import bootstrap_ci, density_coverage, frechet_distance, mean_and_ci, nearest, precision_recall
+from .metrics import (
+    bootstrap_ci,
+    density_coverage,
+    frechet_distance,
+    jackknife,
+    mean_and_ci,
+    nearest,
+    precision_recall,
+    share_and_ci,
+)
 
 CONFIDENT = 0.9
+CONFIDENT_TEXT = f"classified with over {CONFIDENT} confidence"
+LOG_SNRS = (2, 0, -1, -2, -3)  # at -2 the digit is being decided
 
 
 @dataclass
@@ -85,24 +97,21 @@ def compare(
     def distance(x: Tensor) -> float:
         return frechet_distance(x, test_features)
 
-    add(
-        "frechet_distance",
-        "Fréchet distance to the test split",
-        distance(features),
-        bootstrap_ci(distance, features, seed),
-        distance(floor_features),
-        "down",
-    )
+    (unbiased, ci), (floor_unbiased, _) = (jackknife(distance, x) for x in (features, floor_features))
+    text = f"Fréchet distance of {count:,} samples to the test split"
+    add("frechet_distance", text, distance(features), ci, distance(floor_features), "down")
+    text = "the same, without the bias of a finite sample"
+    add("frechet_unbiased", text, unbiased, ci, floor_unbiased, "down")
     real = test_features[test_rows]
     for function, names in (
         (precision_recall, ("precision", "recall")),
         (density_coverage, ("density", "coverage")),
     ):
         for name, values, floors in zip(names, function(features, real), function(floor_features, real)):
-            add(name, name, *mean_and_ci(values), floors.double().mean().item(), "up")
+            value_and_ci = share_and_ci(values) if values.dtype == torch.bool else mean_and_ci(values)
+            add(name, name, *value_and_ci, floors.double().mean().item(), "up")
     sure, floor_sure = (c > CONFIDENT for c in (confidence, floor_confidence))
-    text = f"classified with over {CONFIDENT} confidence"
-    add("confident", text, *mean_and_ci(sure), floor_sure.float().mean(), "up")
+    add("confident", CONFIDENT_TEXT, *share_and_ci(sure), floor_sure.float().mean(), "up")
 
     def imbalance(read_as: Tensor) -> float:
         """Total variation distance between the predicted classes and those of the test split."""
@@ -113,7 +122,7 @@ def compare(
         text, ci = "share of classes out of balance", bootstrap_ci(imbalance, classes, seed)
         add("class_imbalance", text, imbalance(classes), ci, imbalance(floor_classes), "down")
     else:
-        add("read_as_asked", "classified as the requested class", *mean_and_ci(classes == asked), None, "up")
+        add("read_as_asked", "classified as the requested class", *share_and_ci(classes == asked), None, "up")
         trained = train_classifier(Images(samples, asked), classifier_steps, seed)
         floor = train_classifier(
             Images(data.train.images[train_rows], data.train.labels[train_rows]), classifier_steps, seed
@@ -144,6 +153,68 @@ def compare(
     ci = bootstrap_ci(ratio, pairs, seed)
     add("nearest_ratio", text, ratio(pairs), ci, ratio(floor_pairs), "1: nothing memorised")
     return figures
+
+
+@torch.no_grad()
+def x0_errors(model: Model, images: Tensor, noise: Tensor, log_snr: float) -> Tensor:
+    """The squared error of the x_0 that a model predicts at the timestep nearest to a log SNR; `[N]`, mean of pixels.
+
+    Args:
+        images, noise: `[N, C, H, W]`, float32: x_0 in [-1, 1], and epsilon.
+    """
+    scheduler = DDPMScheduler.from_config(model.scheduler.config, clip_sample=False)  # measure the network alone
+    alphas_cumprod, device = scheduler.alphas_cumprod, model.unet.device
+    t = (torch.logit(alphas_cumprod.double()) - log_snr).abs().argmin()
+    null, errors = model.null_class_label, []
+    for x_0, epsilon in zip(images.split(100), noise.split(100)):
+        timesteps = t.expand(len(x_0))
+        sample = scheduler.add_noise(x_0, epsilon, timesteps).to(device)
+        labels = None if null is None else torch.full_like(timesteps, null).to(device)
+        output = model.unet(sample, timesteps.to(device), class_labels=labels).sample
+        predicted = scheduler.predict_original_sample(output, alphas_cumprod[t].to(device), sample)
+        errors.append((predicted.cpu() - x_0).square().mean(dim=(1, 2, 3)))
+    return torch.cat(errors)
+
+
+def tell_apart(models: tuple[Model, Model], samples: tuple[Tensor, Tensor], data: Data, classifier, seed: int) -> str:
+    """A Markdown table of two models and their difference, all by the same noise.
+
+    What chance does to one it does to the other too, and so their difference is known far better than either value.
+
+    Args:
+        models: the one and the other.
+        samples: of each, `[N, C, H, W]` uint8, number i of both out of the same noise.
+        seed: fixes the noise on the test images.
+    """
+    _, _, real = read(classifier, data.test.images)
+    scores = [read(classifier, x) for x in samples]
+    features = [features for _, _, features in scores]
+    width = features[0].shape[1]
+
+    def difference(both: Tensor) -> float:
+        return frechet_distance(both[:, :width], real) - frechet_distance(both[:, width:], real)
+
+    unbiased = [jackknife(lambda x: frechet_distance(x, real), x)[0] for x in features]
+    rows = [
+        (
+            "Fréchet distance, without the bias of a finite sample",
+            *unbiased,
+            jackknife(difference, torch.cat(features, 1)),
+        )
+    ]
+    sure = [(confidence > CONFIDENT).double() for _, confidence, _ in scores]
+    rows.append((CONFIDENT_TEXT, *(x.mean().item() for x in sure), mean_and_ci(sure[0] - sure[1])))
+    images = scale(data.test.images[:400])
+    noise = torch.randn(images.shape, generator=seeded_generator(seed, "held-out noise"))
+    for log_snr in LOG_SNRS:
+        errors = [x0_errors(model, images, noise, log_snr) for model in models]
+        text = f"squared error of x_0 at log SNR {log_snr}"
+        rows.append((text, *(x.mean().item() for x in errors), mean_and_ci(errors[0] - errors[1])))
+    lines = ["| | model | other | difference, 95% interval | |", "| --- | --- | --- | --- | --- |"]
+    for text, one, other, (value, ci) in rows:
+        verdict = "told apart" if abs(value) > ci else "not told apart"
+        lines.append(f"| {text} | {one:.4g} | {other:.4g} | {value:+.2g} ± {ci:.2g} | {verdict} |")
+    return "\n".join(lines)
 
 
 def neighbours_picture(samples: Tensor, train: Images) -> Image.Image:
