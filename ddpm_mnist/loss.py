@@ -61,13 +61,14 @@ def noise_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
 
 
 def loss_weights(
-    scheduler: DDPMScheduler, timesteps: Tensor, weighting: str = "noise", snr_gamma: float | None = None
+    scheduler: DDPMScheduler, timesteps: Tensor, weighting: str = "output", snr_gamma: float | None = None
 ) -> Tensor | int:
     """The weight of each image's squared error; `[B, 1, 1, 1]`, or 1.
 
     Args:
         weighting: "noise": the loss is L_simple, the squared error of the noise, whatever the network outputs; see
-            `noise_weights`. "output": it is the squared error of what the network outputs.
+            `noise_weights`. "output": the squared error of what the network outputs; for v, L_simple with the weight
+            1 / alpha-bar_t, which counts more where x_t is mostly noise.
         snr_gamma: min-SNR instead (Hang et al. 2023, https://arxiv.org/abs/2303.09556, section 3.4): min(SNR, gamma)
             as a weight of the error of x_0, and so min(SNR, gamma) / SNR of epsilon's, SNR = alpha-bar_t / (1 -
             alpha-bar_t).

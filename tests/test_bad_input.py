@@ -203,6 +203,13 @@ def test_null_in_a_section_is_the_default(tmp_path):
     assert parse_args([f"--config={tmp_path / 'a.yaml'}", "--unet.norm_num_groups=null"]) == TrainConfig()
 
 
+def test_paper_yaml_is_algorithm_1_to_the_letter():
+    config = parse_args(["--config", str(ROOT / "configs/paper.yaml")])
+    assert config.scheduler["prediction_type"] == "epsilon" and config.uniform_timesteps == 1
+    assert (config.timestep_sampling, config.optimizer, config.snr_gamma) == ("uniform", "adamw", None)
+    assert config.unet == TrainConfig().unet and config.max_train_steps == TrainConfig().max_train_steps
+
+
 def test_mnist_yaml_states_the_defaults():
     assert parse_args([]) == parse_args(["--config", str(ROOT / "configs/mnist.yaml")]) == TrainConfig()
 

@@ -14,23 +14,25 @@ import tempfile
 from pathlib import Path
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-COSINE = ["--scheduler.beta_schedule=squaredcos_cap_v2"]
-VELOCITY = ["--scheduler.prediction_type=v_prediction", "--loss_weighting=output"]
-NARROW, WIDE = ["--unet.block_out_channels=[16,32,64]"], ["--unet.block_out_channels=[32,64,128]"]
+EPSILON, UNIFORM = ["--scheduler.prediction_type=epsilon"], ["--uniform_timesteps=1"]
+COSINE, OF_NOISE = ["--scheduler.beta_schedule=squaredcos_cap_v2"], ["--loss_weighting=noise"]
 TRIALS = {  # name: options over configs/mnist.yaml
     "the default": [],
-    "uniform timesteps": ["--timestep_sampling=uniform"],
+    "the paper's recipe": ["--config=configs/paper.yaml"],
+    "epsilon, uniform t": EPSILON + UNIFORM,  # the default before
+    "epsilon": EPSILON,
+    "uniform t": UNIFORM,
+    "the error of the noise": OF_NOISE,
+    "t by log SNR ~ N(-1, 2), 30% uniform": ["--log_snr_mean=-1", "--log_snr_std=2", "--uniform_timesteps=0.3"],
+    "timesteps not stratified": ["--timestep_sampling=uniform"],
     "min-SNR 5": ["--snr_gamma=5"],
-    "velocity": VELOCITY,
     "cosine betas": COSINE,
-    "velocity, cosine betas": VELOCITY + COSINE,
-    "narrow (16, 32, 64)": NARROW,
-    "wide (32, 64, 128)": WIDE,
+    "narrow (16, 32, 64)": ["--unet.block_out_channels=[16,32,64]"],
+    "wide (32, 64, 128)": ["--unet.block_out_channels=[32,64,128]"],
     "batch 32": ["--train_batch_size=32"],
-    "batch 16": ["--train_batch_size=16"],
     "batch 128": ["--train_batch_size=128"],
     "AdamW, learning rate 2e-3": ["--optimizer=adamw", "--learning_rate=2e-3"],
-    "AdamW, learning rate 4e-3": ["--optimizer=adamw"],
+    "linear decay": ["--lr_scheduler=linear"],
     "learning rate 2e-3": ["--learning_rate=2e-3"],
     "learning rate 8e-3": ["--learning_rate=8e-3"],
     "two layers a block": ["--unet.layers_per_block=2"],

@@ -30,13 +30,13 @@ UNET = {
     "attention_head_dim": None,
     "norm_num_groups": 8,
 }
-# T and the linear betas: Ho et al. 2020, section 4. Why this variance and clipping: configs/mnist.yaml.
+# T and the linear betas: Ho et al. 2020, section 4. Why v, this variance and clipping: configs/mnist.yaml.
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
     "beta_start": 1e-4,
     "beta_end": 0.02,
-    "prediction_type": "epsilon",
+    "prediction_type": "v_prediction",
     "variance_type": "fixed_small",
     "clip_sample": True,
 }
@@ -108,7 +108,7 @@ class OptimizationOptions:
         fixed_on_resume=True,
     )
     uniform_timesteps: float = opt(
-        1.0,
+        0.25,
         "Share of the timesteps drawn uniformly; the others so that log SNR ~ N(log_snr_mean, log_snr_std^2).",
         at_least=0,
         at_most=1,
@@ -117,8 +117,9 @@ class OptimizationOptions:
     log_snr_mean: float = opt(-1.75, "See uniform_timesteps.", at_least=-20, at_most=20, fixed_on_resume=True)
     log_snr_std: float = opt(1.9, "See uniform_timesteps.", positive=True, fixed_on_resume=True)
     loss_weighting: Literal["noise", "output"] = opt(
-        "noise",
-        "The loss is the squared error of the noise (L_simple), or of what the network outputs.",
+        "output",
+        "The loss is the squared error of the noise (L_simple), or of what the network outputs: for v, that of the "
+        "noise over alpha-bar_t.",
         fixed_on_resume=True,
     )
     snr_gamma: float | None = opt(
@@ -213,8 +214,10 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         The length of the run, logging, validation and saving may change; so may the number of processes, as long as the
         global batch does not.
         """
-        fixed = [option.name for option in fields(self) if option.metadata.get("fixed_on_resume")]
-        return {name: getattr(self, name) for name in (*SECTIONS, *fixed)}
+        fixed = {option.name for option in fields(self) if option.metadata.get("fixed_on_resume")}
+        if self.scheduler["prediction_type"] == "epsilon":
+            fixed.remove("loss_weighting")  # the network outputs the noise: it is all one
+        return {name: value for name, value in vars(self).items() if name in fixed or name in SECTIONS}
 
     def saved(self) -> dict[str, Any]:
         """The settings of the run, without those of one launch only, and with absolute paths of what it reads."""

@@ -204,7 +204,8 @@ class Run:
 
     def load(self) -> None:
         """Resume from `checkpoint`. ConfigError: it is of another run."""
-        state = load_state(self.checkpoint, self.identity, TrainConfig().identity())
+        older = TrainConfig().identity() | {"uniform_timesteps": 1.0}  # what it was before there was the option
+        state = load_state(self.checkpoint, self.identity, older)
         load_weights(self.checkpoint, self.bare_unet, self.ema)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
