@@ -22,14 +22,15 @@ from tqdm.auto import tqdm
 
 from ddpm_mnist.client import hub_or_cache
 from ddpm_mnist.data import Data, DataOptions, ImageShape, load_data, to_uint8
-from ddpm_mnist.evaluation.bound import variational_bound
-from ddpm_mnist.evaluation.classifier import get_classifier
+from ddpm_mnist.evaluation.bound import cannot_bound, variational_bound
+from ddpm_mnist.evaluation.classifier import get_classifier, labelled
 from ddpm_mnist.evaluation.metrics import frechet_distance
 from ddpm_mnist.evaluation.report import (
     Figure,
     bound_picture,
     compare,
     inception_features,
+    load_inception,
     neighbours_picture,
     tell_apart,
 )
@@ -46,6 +47,7 @@ from ddpm_mnist.options import (
     run_script,
 )
 from ddpm_mnist.sampling import Model, SampleOptions, Sampler, is_checkpoint, labels_for, load_model, sample_steps
+from ddpm_mnist.sources import EMBEDDED_DATASET
 
 OUTPUTS = ("evaluation.json", "evaluation.md", "evaluation_neighbours.png", "evaluation_bound.png")
 
@@ -64,7 +66,10 @@ class EvaluateConfig(DataOptions, SampleOptions):
     )
     classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
     min_classifier_accuracy: float | None = opt(
-        None, "On the test split; a lower accuracy is an error. Default: 0.985 for digits, none for other images."
+        None,
+        "On the test split; a lower accuracy is an error. Default: 0.985 for digits, none for other images.",
+        at_least=0,
+        at_most=1,
     )
     compare: str | None = opt(
         None,
@@ -146,21 +151,23 @@ def evaluate(config: EvaluateConfig) -> dict:
     started = time.perf_counter()
     model = load_model(config.model)
     model.sampler(config.scheduler, config.num_inference_steps)
+    if config.bound_images and (problem := cannot_bound(model.scheduler)):
+        raise ConfigError(f"--bound_images {config.bound_images}: {problem}; 0 leaves the bound out")
+    inception = load_inception() if config.feature_extractor == "inception" else None
     data, classifier, read_right = load_judge(config, model)
     samples, asked, steps = draw_samples(config, model)
     figures = compare(samples, asked, data, classifier, config.seed, config.classifier_steps)
-    if config.feature_extractor == "inception":
-        test = inception_features(data.test.images)
+    if inception is not None:
+        test = inception_features(inception, data.test.images)
         value, floor = (
-            frechet_distance(inception_features(x), test) for x in (samples, data.train.images[: config.num_images])
+            frechet_distance(inception_features(inception, x), test)
+            for x in (samples, data.train.images[: config.num_images])
         )
         figures.append(Figure("fid", "FID (Inception)", value, None, floor, "down"))
     bound = None
     if config.bound_images:
-        try:
-            bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, seed=config.seed)
-        except ValueError as e:
-            raise ConfigError(f"--bound_images {config.bound_images}: {e}; 0 leaves the bound out") from None
+        test_images = data.test if model.num_classes is None else labelled(data)[1]
+        bound = variational_bound(model.unet, model.scheduler, test_images, config.bound_images, seed=config.seed)
         text = f"variational bound, bits/dim ({bound['evaluations']:,} evaluations)"
         figures.append(Figure("bits_per_dim", text, bound["bits_per_dim"], bound["ci"], None, "down"))
 
@@ -216,10 +223,13 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
     file = record / "train_config.yaml"
     values = read_yaml("--model", file) if file.is_file() else {}
     values = {option.name: values[option.name] for option in options_of(DataOptions) if option.name in values}
+    results = read_json(record / "train_results.json")
+    if results.get("dataset") == EMBEDDED_DATASET:  # which the run may have fallen back to
+        values["dataset_name"] = EMBEDDED_DATASET
     config, rest = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
     if rest:
         raise no_such_option(EvaluateConfig, rest[0])
-    local, name = read_json(record / "train_results.json").get("dataset_is_local", False), config.dataset_name
+    local, name = results.get("dataset_is_local", False), config.dataset_name
     if local and name and name == values.get("dataset_name") and not Path(name).exists():
         raise ConfigError(f"--dataset_name: the model was trained on {name}, which is not here; say where it is")
     return config

@@ -4,7 +4,8 @@
     accelerate launch train_ddpm_mnist.py --config configs/smoke.yaml --output_dir /tmp/smoke
 
 `train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239); its line numbers stand in the comments,
-and equation numbers are the paper's. The model is in `ddpm_mnist/`, what else a run needs in `ddpm_mnist/training/`.
+and equation numbers are the paper's. What the default does otherwise: configs/mnist.yaml. The model is in
+`ddpm_mnist/`, what else a run needs in `ddpm_mnist/training/`.
 """
 
 import sys

@@ -22,6 +22,7 @@ from .options import ConfigError, opt, shorten
 from .randomness import seeded_generator
 from .sources import load_splits
 
+DARK = 3  # of 255: a set whose pixels differ by no more was meant otherwise, such as 0 and 1 for black and white
 LOOKED_AT = 64  # images that decide what paper a transparent set is put on, and whether a set has colour
 
 
@@ -97,12 +98,20 @@ def label_column_of(dataset: datasets.Dataset, options: DataOptions) -> str | No
     return named or (labels[0] if len(labels) == 1 else None)
 
 
-def labels_are_hidden(dataset: datasets.Dataset, options: DataOptions) -> bool:
-    """Whether no row has a label, as in the test splits of competitions: -1 or nothing, or no such column."""
-    if options.label_column is not None and options.label_column not in dataset.features:
-        return True
-    column = label_column_of(dataset, options)
-    return column is not None and all(label in (None, -1) for label in dataset.with_format(None)[column][:])
+def labels_are_hidden(dataset: datasets.Dataset, train: datasets.Dataset, options: DataOptions) -> bool:
+    """Whether no row has a label although the train split has some: -1 or nothing, or no such column."""
+    column = label_column_of(train, options)
+    if column is None or column not in dataset.features:
+        own = None if options.label_column else label_column_of(dataset, options)  # by another name
+        return column is not None and own is None
+    return all(label in (None, -1) for label in dataset.with_format(None)[column][:])
+
+
+def cut_off_a_twentieth(dataset: datasets.Dataset) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The set without one image in twenty, but at least one, and those; drawn, since a set may be sorted by class."""
+    order = torch.randperm(len(dataset), generator=seeded_generator(0, "subset"))
+    cut = max(1, len(dataset) // 20)
+    return dataset.select(sorted(order[cut:].tolist())), dataset.select(sorted(order[:cut].tolist()))
 
 
 def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int | None, what: str) -> Tensor:
@@ -110,7 +119,7 @@ def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int 
     if column is None:
         raise ConfigError(
             "--label_column: classes need labels, but no column is a ClassLabel; name one of "
-            f"{shorten(dataset.features)}"
+            f"{shorten(dataset.features)} (folders are read as classes only where all splits have them)"
         )
     option, values = f"--label_column {column}", dataset.with_format(None)[column][:]
     none = [row for row, value in enumerate(values) if value is None or value == -1]
@@ -207,18 +216,29 @@ def to_uint8(images: Tensor) -> Tensor:
 def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, int]:
     """What a set is like, by `LOOKED_AT` images, evenly spread.
 
+    Raises:
+        ConfigError: they are all of one grey, to the eye.
+
     Returns:
         The brightness of the paper that transparent images are put on: the one on which ink is seen. None where all
         are opaque. And the channels: 1 where all images are grey, however they are stored, else 3.
     """
-    inks, colour = [], False
+    inks, colour, low, high = [], False, 255, 0
     for row in np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).astype(int).tolist():
         try:
             image = open_image(dataset[row][image_column])
             inks.append(ink_of(image))
+            extrema = to_eight_bits(image).convert("RGBA" if inks[-1] is not None else "L").getextrema()
+            for dark, bright in extrema if inks[-1] is not None else [extrema]:
+                low, high = min(low, dark), max(high, bright)
             colour = colour or has_colour(to_eight_bits(image))
         except Exception:  # decoding all of them, later, names the ones that cannot be decoded
             continue
+    if 0 <= high - low <= DARK:
+        raise ConfigError(
+            f"--dataset_name: the pixels of its column {image_column} lie between {low} and {high} of 255, which is "
+            "one grey to the eye; scale them"
+        )
     inks = [ink for ink in inks if ink is not None]
     return paper_for(sum(inks) / len(inks)) if inks else None, 3 if colour else 1
 
@@ -298,33 +318,33 @@ def load_data(
     shape: ImageShape,
     num_held_out: int | None = None,
     warn=print,
-    with_labels: bool | None = None,
+    with_labels: bool = False,
 ) -> Data:
     """Everything that a run reads: the train split, and held-out images from the test (or validation) split.
 
-    Where there is neither, the last twentieth of the train split, but at least one image, is held out of the training.
-    Labels are read only where they are needed: for the classes in `shape`, or `with_labels`.
+    Where there is neither, one image in twenty of the train split is held out of the training.
+    Labels are read only where they are needed: for the classes in `shape`, or `with_labels`, where those of held-out
+    images may be hidden: None.
 
     Raises:
         ConfigError: the data cannot be found, read or used; the message says why, and what to do.
     """
     name, splits, local = load_splits(options.dataset_name, options.dataset_config_name, options.cache_dir, warn)
     train = splits["train"]
-    if with_labels is None:
-        with_labels = shape.num_classes is not None
-    held_out = None
-    for split in ("test", "validation"):
-        if held_out is None and len(splits.get(split, ())):
-            if with_labels and labels_are_hidden(splits[split], options):
-                warn(f"{name}: the labels of its {split} split are hidden, so that other images are held out.")
-            else:
-                held_out = splits[split]
-    if held_out is None:
-        if len(train) < 2:
-            raise ConfigError(f"--dataset_name {name}: the train split has {len(train)} images; training needs some")
-        cut = len(train) - max(1, len(train) // 20)
-        train, held_out = train.select(range(cut)), train.select(range(cut, len(train)))
-    held_out = held_out.select(range(min(len(held_out), num_held_out or len(held_out))))
+    conditional = shape.num_classes is not None
+    there = [split for split in ("test", "validation") if len(splits.get(split, ()))]
+    hidden = [s for s in there if (conditional or with_labels) and labels_are_hidden(splits[s], train, options)]
+    if hidden and conditional:  # whose held-out loss needs labels
+        warn(f"{name}: the labels of its {hidden[0]} split are hidden, so that other images are held out.")
+        there = [split for split in there if split not in hidden]
+    if there:
+        held_out = splits[there[0]]
+    elif len(train) < 2:
+        raise ConfigError(f"--dataset_name {name}: the train split has {len(train)} images; training needs some")
+    else:
+        train, held_out = cut_off_a_twentieth(train)
+    wanted = min(len(held_out), num_held_out or len(held_out))
+    held_out = held_out.select(np.linspace(0, len(held_out) - 1, wanted).round().astype(int))  # it may be sorted
     if len(train) == 0:
         raise ConfigError(f"--dataset_name {name}: the train split is empty")
 
@@ -334,11 +354,14 @@ def load_data(
         shape = replace(shape, channels=channels)
     if paper is not None:
         warn(f"{name}: transparent images are put on {'white' if paper else 'black'} paper.")
-    label_columns = [label_column_of(split, options) for split in (train, held_out)]
-    labels = [
-        read_labels(split, label_column, shape.num_classes, what) if with_labels else None
-        for split, label_column, what in zip((train, held_out), label_columns, ("train", "held-out"))
-    ]
+    label_column, labels = label_column_of(train, options), [None, None]  # a wrong name is an error in any run
+    if conditional or with_labels:
+        labels[0] = read_labels(train, label_column, shape.num_classes, "train")
+        if not there or there[0] not in hidden:
+            own = label_column if label_column in held_out.features else label_column_of(held_out, options)
+            labels[1] = read_labels(held_out, own, shape.num_classes, "held-out")
+    if conditional and (absent := sorted(set(range(shape.num_classes)) - set(labels[0].tolist()))):
+        warn(f"{name}: no training image is of class {shorten(absent)}, which the U-Net cannot learn.")
     rows = [decode_split(split, options, shape, paper, what) for split, what in ((train, "train"), (held_out, "test"))]
     if said := change_of_colour(rows[0], shape.channels):
         warn(f"{name}: {said}.")

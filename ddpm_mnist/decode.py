@@ -33,8 +33,8 @@ def open_image(cell: dict | bytes | None) -> Image.Image:
     cell = {"bytes": cell, "path": None} if isinstance(cell, bytes) else cell
     image = datasets.Image().decode_example(cell)
     image.load()
-    if image.format is None and cell["bytes"]:  # turned upright, which leaves behind what the file says of its pixels
-        with Image.open(io.BytesIO(cell["bytes"])) as stored:
+    if image.format is None and image.mode[0] in "IF":  # turned upright: a copy, without what the file says of depth
+        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as stored:
             image.format = stored.format
             if stored.format == "TIFF":
                 image.tag_v2 = stored.tag_v2
@@ -48,7 +48,11 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         top = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
         pixels = np.asarray(image).astype(np.float64) * (255 / top)
-        return Image.fromarray((255 - pixels if inverted else pixels).round().astype(np.uint8))
+        grey = Image.fromarray((255 - pixels if inverted else pixels).round().astype(np.uint8))
+        transparent = image.info.get("transparency")  # of PNG: the one grey that is
+        if not isinstance(transparent, int):
+            return grey
+        return Image.merge("LA", (grey, Image.fromarray((np.asarray(image) != transparent).astype(np.uint8) * 255)))
     if mode in ("I", "F"):
         pixels = np.asarray(image)
         top = 255 if mode == "I" else 1  # what such pixels mean where they have a range at all

@@ -32,7 +32,7 @@ def squared_error(
     """
     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
     model_output = unet(noisy_images, timesteps, class_labels=class_labels).sample  # epsilon_theta(x_t, t)
-    target = prediction_target(scheduler, images, noise, timesteps)  # epsilon
+    target = prediction_target(scheduler, images, noise, timesteps)  # epsilon, or v, which with x_t says the same
     return F.mse_loss(model_output.float(), target, reduction="none")  # |epsilon - epsilon_theta(x_t, t)|^2
 
 

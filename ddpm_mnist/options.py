@@ -59,6 +59,8 @@ def check_rules(options: Any) -> None:
     """Raise a ConfigError that names the first option whose value breaks the rules of its field."""
     for option in fields(options):
         rules, value = option.metadata, getattr(options, option.name)
+        if value == "" != option.default:
+            raise ConfigError(f"--{option.name}: is empty (a variable that is not set?); give a value, or leave it out")
         if value is None or not rules:
             continue
         problem = None
@@ -243,7 +245,9 @@ def cause_of(error: BaseException) -> str:
 
 def writable_problem(folder: Path) -> str | None:
     """Why files cannot be written into a folder, which may be yet to be made; None where they can."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
+    if not existing.exists():
+        return f"{existing} is a link to nothing; remove it, or name another"
     if not existing.is_dir():
         return f"{existing} is a file; name a folder"
     return None if may_write(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written; {PERMISSIONS}"
@@ -253,6 +257,8 @@ def file_problem(path: Path) -> str | None:
     """Why a file cannot be written, or replaced where there is one; None where it can."""
     if path.is_dir():
         return f"{path} is a folder, and a file goes there; name another, or move it"
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to nothing; remove it, or name another"
     if path.exists() and not may_write(path, os.W_OK):
         return f"{path} cannot be written; {PERMISSIONS}"
     return writable_problem(path.parent)

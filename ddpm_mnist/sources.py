@@ -39,7 +39,7 @@ def load_splits(
     missing = f"{option}: not on the Hub, or private; check the name, or log in with `hf auth login`"
     try:
         if local:
-            found = read_local(path, config_name, cache_dir)
+            found = read_local(path, config_name, cache_dir, warn)
         else:
             with hub_or_cache(name, "dataset", missing):
                 found = datasets.load_dataset(name, config_name, cache_dir=cache_dir)
@@ -70,24 +70,26 @@ def load_splits(
     return name, found, local
 
 
-def read_local(path: Path, config_name: str | None, cache_dir: str | None):
+def read_local(path: Path, config_name: str | None, cache_dir: str | None, warn: Callable[[str], object] = print):
     """A folder or a file, in any of the forms in which people keep small images."""
     if path.is_file():
-        if path.suffix == ".npz":
-            return from_npz(path)
-        if path.suffix not in READERS:
+        if path.suffix.lower() == ".npz":
+            return from_npz(path, warn)
+        if path.suffix.lower() not in READERS:
             kinds = f"is a file, and not one of {', '.join([*READERS, '.npz'])}"
             cure = f'`numpy.savez("images.npz", x_train=numpy.load("{path.name}"))` makes one of it'
-            if path.suffix != ".npy":
+            if path.suffix.lower() != ".npy":
                 cure = "unpack it, or name the folder that it lies in"
             raise ConfigError(f"--dataset_name {path}: {kinds}; {cure}")
-        return datasets.load_dataset(READERS[path.suffix], data_files=str(path), cache_dir=cache_dir)
+        return datasets.load_dataset(READERS[path.suffix.lower()], data_files=str(path), cache_dir=cache_dir)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return datasets.load_from_disk(path)
     if idx := find_idx(path):
-        return from_idx(path, idx)
+        return from_idx(path, idx, warn)
     if not any(file.is_file() for file in path.rglob("*")):
-        raise ConfigError(f"--dataset_name {path}: the folder holds no files; put images into {path / 'train'}")
+        link = next((file for file in path.rglob("*") if file.is_symlink()), None)
+        cure = f"put images into {path / 'train'}" if link is None else f"links to folders, {link}, are not followed"
+        raise ConfigError(f"--dataset_name {path}: the folder holds no files; {cure}")
     return datasets.load_dataset(str(path), config_name, cache_dir=cache_dir)
 
 
@@ -112,7 +114,10 @@ def check_all_files_are_read(path: Path, found: datasets.DatasetDict) -> None:
     """Raise a ConfigError where an image folder has more images than the splits: some were taken for other splits."""
     if not path.is_dir() or list(path.rglob("*.parquet")) or list(path.rglob("*.arrow")):
         return
-    files = sum(f.suffix.lower() in ImageFolder.EXTENSIONS for f in path.rglob("*") if f.is_file())
+    if (path / "train").is_dir():  # then folders name the splits, and nothing else is read
+        path, found = path / "train", {"train": found["train"]}
+    images = [f for f in path.rglob("*") if f.suffix.lower() in ImageFolder.EXTENSIONS and f.is_file()]
+    files = sum(not any(part.startswith((".", "__")) for part in f.relative_to(path).parts) for f in images)
     rows = sum(split.num_rows for split in found.values())
     if 0 < rows < files:
         raise ConfigError(
@@ -124,15 +129,19 @@ def check_all_files_are_read(path: Path, found: datasets.DatasetDict) -> None:
 # ---- other forms than those of `datasets` --------------------------------------------------------------------------
 
 
-def from_arrays(path: Path, splits: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> datasets.DatasetDict:
+def from_arrays(
+    path: Path, splits: dict[str, tuple[np.ndarray, np.ndarray | None]], warn: Callable[[str], object] = print
+) -> datasets.DatasetDict:
     """Splits of `image` and `label` out of arrays.
 
     Args:
         path: where they are from.
         splits: images `[N, H, W]` or `[N, H, W, C]`, uint8, C = 1, 3 or 4; labels `[N]` or `[N, 1]`, whole numbers.
+            Other labels become what they are, a column that only a run with classes looks at.
+        warn: is told of labels that are left out, since they are of another number of images.
 
     Raises:
-        ConfigError: they are not that.
+        ConfigError: the images are not that.
     """
     made = {}
     for split, (pixels, labels) in splits.items():
@@ -143,44 +152,52 @@ def from_arrays(path: Path, splits: dict[str, tuple[np.ndarray, np.ndarray | Non
                 " is read"
             )
         columns = {"image": [Image.fromarray(p.squeeze(-1) if p.shape[2:] == (1,) else p) for p in pixels]}
-        features = {"image": datasets.Image()}
-        if labels is not None:
-            if labels.dtype.kind not in "iu" or labels.size != len(pixels) or len(labels) != len(pixels):
-                raise ConfigError(
-                    f"--dataset_name {path}: its {split} labels are {labels.dtype} {list(labels.shape)}, for "
-                    f"{len(pixels)} images; whole numbers [N] are read (`y.argmax(1)` makes them of one-hot rows)"
-                )
-            columns["label"] = labels.reshape(-1).tolist()
-            features["label"] = datasets.ClassLabel(num_classes=int(labels.max(initial=0)) + 1)
-        made[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image()}))
+        if labels is not None and len(labels) != len(pixels):
+            warn(f"{path}: {len(labels)} {split} labels are left out, since there are {len(pixels)} images.")
+        elif labels is not None:
+            labels = labels.squeeze(1) if labels.shape[1:] == (1,) else labels
+            rows = rows.add_column("label", labels.tolist())
+            if labels.ndim == 1 and labels.dtype.kind in "iuf" and (labels == labels.astype(np.int64)).all():
+                kind = datasets.ClassLabel(num_classes=max(1, int(labels.max(initial=0)) + 1))
+                rows = rows.cast_column("label", datasets.Value("int64")).cast_column("label", kind)
+        made[split] = rows
     return datasets.DatasetDict(made)
 
 
-def from_npz(path: Path) -> datasets.DatasetDict:
+def from_npz(path: Path, warn: Callable[[str], object] = print) -> datasets.DatasetDict:
     """Keras' mnist.npz and the like: x_train, y_train, x_test, y_test; or images and labels of one split."""
+    keys = (
+        ("x_train", "y_train", "train"),
+        ("x_test", "y_test", "test"),
+        ("train_images", "train_labels", "train"),
+        ("test_images", "test_labels", "test"),
+        ("images", "labels", "train"),
+    )
     try:
-        arrays = dict(np.load(path, allow_pickle=False))
+        with np.load(path, allow_pickle=False) as file:
+            there = list(file)
+            images = {split: file[x] for x, _, split in keys if x in there}
+            labels = {split: readable(file, y, warn) for _, y, split in keys if y in there}
     except Exception as error:  # of NumPy, zip and zlib; also where pickled objects are inside
         raise ConfigError(
             f"--dataset_name {path}: cannot be read as arrays ({first_line(error, 100)}); `numpy.savez` makes a file "
             "that can"
         ) from error
-    splits = {
-        split: (arrays[x], arrays.get(y))
-        for x, y, split in (
-            ("x_train", "y_train", "train"),
-            ("x_test", "y_test", "test"),
-            ("train_images", "train_labels", "train"),
-            ("test_images", "test_labels", "test"),
-            ("images", "labels", "train"),
-        )
-        if x in arrays
-    }
-    if "train" not in splits:
+    if "train" not in images:
         raise ConfigError(
-            f"--dataset_name {path}: holds {shorten(arrays) or 'nothing'}; x_train (y_train, x_test, y_test) are read"
+            f"--dataset_name {path}: holds {shorten(there) or 'nothing'}; x_train (y_train, x_test, y_test) are read"
         )
-    return from_arrays(path, splits)
+    return from_arrays(path, {split: (images[split], labels.get(split)) for split in images}, warn)
+
+
+def readable(file, name: str, warn: Callable[[str], object]) -> np.ndarray | None:
+    """An array of labels; None, which is said, where it cannot be read: not every run needs them."""
+    try:
+        return file[name]
+    except Exception as error:  # pickled objects, a damaged part
+        warn(f"{name} cannot be read ({first_line(error, 100)}), and is left out.")
+        return None
 
 
 # train-images-idx3-ubyte.gz as MNIST's page has it, train-images.idx3-ubyte as archives of it, and EMNIST's
@@ -194,23 +211,27 @@ def find_idx(path: Path) -> dict[tuple[str, str], Path]:
     Raises:
         ConfigError: they are of several sets.
     """
-    sets: dict[str, dict[tuple[str, str], Path]] = {}
+    places: dict[tuple[str, str, str], dict[Path, Path]] = {}  # (set, split, kind): file by folder
     for file in sorted(path.rglob("*idx[13]-ubyte*"), key=lambda file: (len(file.parts), file.suffix == ".gz", file)):
         if (match := IDX_NAME.fullmatch(file.name)) and file.is_file():
             split = "train" if match["split"] == "train" else "test"
             home = file.parent
             if IDX_NAME.fullmatch(home.name) or home.name in ("train", "t10k", "test"):
                 home = home.parent  # archives with a folder for each file
-            name = match["set"] or home.relative_to(path.parent).as_posix()
-            sets.setdefault(name, {}).setdefault((split, match["kind"]), file)
-    if len(sets) > 1:
+            places.setdefault((match["set"] or "", split, match["kind"]), {}).setdefault(home, file)
+    names = {name for name, _, _ in places}
+    homes = [home.relative_to(path.parent).as_posix() for found in places.values() if len(found) > 1 for home in found]
+    if len(names) > 1 or homes:
+        several = sorted(names) if len(names) > 1 else sorted(set(homes))
         raise ConfigError(
-            f"--dataset_name {path}: holds the files of {len(sets)} sets ({shorten(sets)}); name a folder with one"
+            f"--dataset_name {path}: holds files of {len(several)} sets ({shorten(several)}); name a folder with one"
         )
-    return next(iter(sets.values()), {})
+    return {(split, kind): next(iter(found.values())) for (_, split, kind), found in places.items()}
 
 
-def from_idx(path: Path, files: dict[tuple[str, str], Path]) -> datasets.DatasetDict:
+def from_idx(
+    path: Path, files: dict[tuple[str, str], Path], warn: Callable[[str], object] = print
+) -> datasets.DatasetDict:
     """The format of yann.lecun.com: a magic number whose last byte counts the dimensions, the sizes, the bytes."""
 
     def read(file: Path) -> np.ndarray:
@@ -229,11 +250,18 @@ def from_idx(path: Path, files: dict[tuple[str, str], Path]) -> datasets.Dataset
     splits = {}
     for split in ("train", "test"):
         if (split, "images") in files:
-            images = read(files[split, "images"])
-            if "emnist" in files[split, "images"].name:
-                images = images.swapaxes(1, 2)  # EMNIST keeps its images by columns
-            splits[split] = (images, read(files[split, "labels"]) if (split, "labels") in files else None)
-    return from_arrays(path, splits)
+            file, labels = files[split, "images"], None
+            if (split, "labels") in files:
+                try:
+                    labels = read(files[split, "labels"])
+                except ConfigError as error:  # not every run needs them
+                    warn(f"The labels are left out: {error}.")
+            images = read(file)
+            if "emnist" in file.relative_to(path.parent).as_posix().lower():
+                warn(f"{file.name}: EMNIST keeps its images by columns; they are turned upright.")
+                images = images.swapaxes(1, 2)
+            splits[split] = (images, labels)
+    return from_arrays(path, splits, warn)
 
 
 def embedded_digits() -> datasets.DatasetDict:

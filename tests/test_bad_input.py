@@ -23,6 +23,9 @@ def answer(args: list[str], capfd) -> tuple[int, str]:
 
 CASES = [
     # options: (arguments, what the line must contain)
+    (["--output_dir="], ["--output_dir: is empty"]),
+    (["--dataset_name="], ["--dataset_name: is empty", "leave it out"]),
+    (["--resume_from_checkpoint="], ["--resume_from_checkpoint: is empty"]),
     (["--train_batch_sise=3"], ["--train_batch_sise", "did you mean --train_batch_size"]),
     (["--train_batch_size=many"], ["--train_batch_size", "'many'"]),
     (["--train_batch_size=0"], ["--train_batch_size 0", "at least 1"]),

@@ -36,6 +36,7 @@ from ddpm_mnist.evaluation.metrics import (
 )
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
 from ddpm_mnist.options import ConfigError
+from ddpm_mnist.sources import EMBEDDED_DATASET
 from ddpm_mnist.training.config import parse_args
 
 
@@ -355,6 +356,31 @@ def test_the_data_is_by_default_what_the_model_was_trained_on(tmp_path):
         assert config.center_crop is True and config.max_resident_gb == 7.0 and config.scheduler == "ddim"
 
 
+def test_a_model_that_fell_back_to_the_digits_is_evaluated_on_them(tmp_path):
+    """Although the Hub may be there again, and the config names no set."""
+    (tmp_path / "train_config.yaml").write_text(parse_args([]).to_yaml(), encoding="utf-8")
+    (tmp_path / "train_results.json").write_text(json.dumps({"dataset": EMBEDDED_DATASET}), encoding="utf-8")
+    assert command.parse_args(["--model", str(tmp_path)]).dataset_name == EMBEDDED_DATASET
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "part"),
+    [
+        (["--feature_extractor", "inception"], {}, "--feature_extractor inception: not available"),
+        ([], {"variance_type": "learned"}, "--bound_images 2: variance_type learned: only fixed variances"),
+    ],
+)
+def test_evaluate_says_at_its_start_what_it_cannot_do_at_its_end(
+    model, dataset_dir, tmp_path, options, change, part, monkeypatch, capfd
+):
+    shutil.copytree(model, tmp_path / "model")
+    path = tmp_path / "model/scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    monkeypatch.setattr(command, "load_data", None)  # it comes before the data
+    assert in_process(command.main, *arguments(tmp_path / "model", dataset_dir), *options) == 2
+    assert part in capfd.readouterr().err
+
+
 def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypatch):
     """Never another folder that has the same name today, and never a question to the Hub."""
     (tmp_path / "then/sets/mine").mkdir(parents=True)
@@ -411,7 +437,11 @@ def test_the_cache_is_of_one_dataset(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--min_classifier_accuracy", "1.01"], "--min_classifier_accuracy 1.01: the classifier is right on"),
+        (
+            ["--classifier_steps", "1", "--min_classifier_accuracy", "1"],
+            "--min_classifier_accuracy 1.0: the classifier is",
+        ),
+        (["--min_classifier_accuracy", "99"], "--min_classifier_accuracy 99.0: must be at most 1"),
         (["--num_images", "0"], "--num_images 0: must be at least 1"),
         (["--bound_images", "1"], "--bound_images 1: must be 2 or more"),
         (["--num_images", "5"], "--num_images 5: samples, training and test images must be at least 10"),

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from conftest import ROOT, as_nobody, in_process, metrics, posix, python, same, smoke_args, weights
 
 import train_ddpm_mnist
@@ -203,8 +204,46 @@ def test_a_read_only_folder_is_said_before_anything_is_done(tmp_path):
         check_output_dir(config)
 
 
+def test_a_run_of_another_folder_does_not_replace_one(train, dataset_dir, tmp_path):
+    """--resume_from_checkpoint names a checkpoint elsewhere, and output_dir is forgotten, or another run's."""
+    there, here = train("there", max_train_steps=4, validation_steps=0), train("here", max_train_steps=4, seed=5)
+    before = weights(here / "unet")
+    more = {"resume_from_checkpoint": there / "checkpoint-4", "max_train_steps": 6, "validation_steps": 0}
+    with pytest.raises(ConfigError, match="here: holds another run than .*checkpoint-4, which would replace it"):
+        train("here", **more)
+    assert same(weights(here / "unet"), before) and "seed: 5" in (here / "train_config.yaml").read_text()
+    assert metrics(train("new", **more), "loss").keys() == {6}
+
+
+def test_between_two_runs_in_a_folder_there_are_no_results(train, tmp_path):
+    """Else a push would tell of the old weights what the new run was set to."""
+    from ddpm_mnist.hub.push import validate_model
+    from ddpm_mnist.training.setup import prepare
+
+    out = train("run", max_train_steps=2, validation_steps=0)
+    config = parse_args([*smoke_args("none", out, validation_steps=0, max_train_steps=2), "--overwrite_output_dir"])
+    config.dataset_name = yaml.safe_load((out / "train_config.yaml").read_text(encoding="utf-8"))["dataset_name"]
+    with prepare(config) as run:
+        run.begin()
+        assert (out / "model_index.json").exists() and not (out / "train_results.json").exists()
+        with pytest.raises(ConfigError, match="holds no train_results.json; .*finish it with --resume_from_checkpoint"):
+            validate_model(out)
+        run.finish()
+    train("run", max_train_steps=2, validation_steps=0, overwrite_output_dir=True)
+    assert (out / "train_results.json").exists()
+    train("run", max_train_steps=2, validation_steps=0, resume_from_checkpoint="latest")  # nothing more to train
+    assert (out / "train_results.json").exists()
+
+
 OCCUPIED = {  # what stands where a run writes later: (make it, what is said)
     "a file for the weights": (lambda out: (out / "unet").write_text(""), "unet is a file; name a folder"),
+    "a folder for a picture": (lambda out: (out / "trajectory.png").mkdir(), "is a folder, and a file goes there"),
+    "a folder for the weights' file": (
+        lambda out: (out / "unet/config.json").mkdir(parents=True),
+        "is a folder, and a file goes there",
+    ),
+    "a link to nothing": (lambda out: (out / "unet").symlink_to(out / "gone"), "unet is a link to nothing"),
+    "a link to no file": (lambda out: (out / "train_results.json").symlink_to(out / "gone"), "is a link to nothing"),
     "a folder for the results": (
         lambda out: (out / "train_results.json").mkdir(),
         "is a folder, and a file goes there",
@@ -221,7 +260,7 @@ def test_what_stands_in_the_way_of_the_end_is_said_at_the_start(name, tmp_path):
     (tmp_path / "out").mkdir(mode=0o777)
     (tmp_path / "out").chmod(0o777)
     make(tmp_path / "out")
-    config = parse_args([*smoke_args("", tmp_path / "out"), "--overwrite_output_dir"])
+    config = parse_args([*smoke_args("none", tmp_path / "out"), "--overwrite_output_dir"])
     with as_nobody(tmp_path), pytest.raises(ConfigError, match=part) as error:
         check_output_dir(config)
     assert "--output_dir" in str(error.value)
@@ -343,12 +382,21 @@ def test_check_reports_and_does_not_train(dataset_dir, tmp_path, capfd):
         (["--lr_warmup_steps=8"], "--lr_warmup_steps 8: the run has only 8 steps"),
         (["--scheduler.num_train_timesteps=50"], "x_T still holds"),
         (["--unet.norm_num_groups=5"], "unet.norm_num_groups=5"),
+        (["--init_from=no/such"], "--init_from no/such"),
+        (["--push_to_hub"], "--hub_model_id: missing"),
     ],
 )
 def test_check_exits_with_2_on_a_problem(extra, problem, dataset_dir, tmp_path, capfd):
     assert in_process(train_ddpm_mnist.main, *smoke_args(dataset_dir, tmp_path / "run"), "--check", *extra) == 2
     said = capfd.readouterr()
     assert problem in said.out + said.err and "Traceback" not in said.err
+
+
+def test_check_says_that_a_checkpoint_is_of_another_run(train, dataset_dir, tmp_path, capfd):
+    train("run", max_train_steps=2, validation_steps=0)
+    args = [*smoke_args(dataset_dir, tmp_path / "run", resume_from_checkpoint="latest", seed=77), "--check"]
+    assert in_process(train_ddpm_mnist.main, *args) == 2
+    assert "it was trained with seed = 0, this run has 77" in capfd.readouterr().err
 
 
 def test_half_precision_would_silence_the_first_timesteps():

@@ -293,8 +293,11 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path, capf
     assert a.read_bytes() == b.read_bytes()
     assert in_process(generate.main, *again, "--seed", 1) == 2
     assert "give --overwrite" in capfd.readouterr().err and a.read_bytes() == b.read_bytes()
+    (tmp_path / "a/mine.png").touch()
     assert in_process(generate.main, *again, "--seed", 1, "--overwrite") == 0
     assert a.read_bytes() != b.read_bytes()
+    assert in_process(generate.main, *again, "--num_images", 1, "--overwrite") == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"00000.png", "mine.png"}  # no older ones
 
 
 def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):

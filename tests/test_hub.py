@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from huggingface_hub import ModelCard, constants
 from packaging.requirements import Requirement
 from PIL import Image
 
+import train_ddpm_mnist
 from ddpm_mnist.hub import checkpoints
 from ddpm_mnist.hub.card import weights_sha256, write_card
-from ddpm_mnist.hub.push import push_model
+from ddpm_mnist.hub.push import published_name, push_model
 from ddpm_mnist.options import ConfigError
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
@@ -460,6 +462,19 @@ def test_a_model_of_the_hub_is_evaluated_on_what_it_was_trained_on(hub_here, tmp
     assert evaluate.parse_args(["--model", "alice/none"]).image_column is None
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("logs/ddpm-mnist/events.out.tfevents.1732570000.anns-laptop.local.4242.0", "tfevents.1732570000.4242.0"),
+        ("logs/ddpm-mnist/events.out.tfevents.1732570000.ip-10.0.0.5.4242.0", "tfevents.1732570000.4242.0"),
+        ("logs/ddpm-mnist/events.out.tfevents.1732570000.host", "tfevents.1732570000"),
+        ("unet/config.json", "unet/config.json"),
+    ],
+)
+def test_the_name_of_the_machine_stays_there(name, published):
+    assert published_name(Path(name)).endswith(published) and "ann" not in published_name(Path(name))
+
+
 @posix
 def test_a_push_looks_at_its_start_for_what_it_cannot_write(hub, push, model, tmp_path):
     other = copy(model, tmp_path)
@@ -512,6 +527,24 @@ def test_checkpoints_are_pushed_as_the_run_goes_and_it_resumes_from_them(hub_her
     again = train("again", resume_from_checkpoint="latest", validation_steps=0)
     assert same(weights(again / "unet"), weights(whole / "unet")) and metrics(again, "loss") == metrics(whole, "loss")
     assert (again / "logs/run_id").read_bytes() == (whole / "logs/run_id").read_bytes()
+
+
+def test_what_is_being_pushed_when_a_run_fails_is_pushed(hub_here, train, monkeypatch):
+    """The machine's disk may be lost as soon as the process has ended."""
+    done = []
+
+    def upload(self, checkpoint):
+        time.sleep(1)
+        done.append(checkpoint.name)
+
+    def fail(run):
+        raise ConfigError("the loss is no longer finite")
+
+    monkeypatch.setattr(checkpoints.CheckpointPusher, "upload", upload)
+    monkeypatch.setattr(train_ddpm_mnist, "validate", fail)
+    with pytest.raises(ConfigError, match="no longer finite"):
+        train("run", **(PUSHED | {"validation_steps": 3}))
+    assert done == ["checkpoint-2"]
 
 
 def test_a_checkpoint_that_cannot_be_pushed_ends_nothing(hub_here, train, monkeypatch, capsys):

@@ -63,6 +63,12 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
     return torch.where(first, decoder_nll(images, prediction, sigma.sqrt()), kl)
 
 
+def cannot_bound(scheduler: DDPMScheduler) -> str | None:
+    """Why these terms do not cover a model; None where they do."""
+    kind = scheduler.config.variance_type
+    return f"variance_type {kind}: only fixed variances are covered" if kind.startswith("learned") else None
+
+
 @torch.no_grad()
 def variational_bound(
     unet, scheduler: DDPMScheduler, test: Images, per_timestep: int = 10, batch_size: int = 250, seed: int = 0
@@ -75,10 +81,10 @@ def variational_bound(
         "bits_per_dim", "ci" (half of the 95% interval), "terms" (T + 1 numbers: L_0 ... L_{T-1}, L_T), "evaluations".
 
     Raises:
-        ValueError: the model learns its variances, which these terms do not cover.
+        ValueError: see `cannot_bound`.
     """
-    if scheduler.config.variance_type.startswith("learned"):
-        raise ValueError(f"variance_type {scheduler.config.variance_type}: only fixed variances are covered")
+    if problem := cannot_bound(scheduler):
+        raise ValueError(problem)
     T = scheduler.config.num_train_timesteps
     counts = torch.full((T,), per_timestep)
     counts[: T // 50] *= 10

@@ -13,6 +13,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from ..data import Data, Images, index_batches, scale
 from ..options import ConfigError
+from ..randomness import seeded_generator
+
+VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # a classifier of other code is not read
 
 
 def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetForImageClassification:
@@ -64,10 +67,19 @@ def accuracy(classifier: ResNetForImageClassification, images: Images) -> float:
     return (read(classifier, images.images)[0] == images.labels).float().mean().item()
 
 
+def labelled(data: Data) -> tuple[Images, Images]:
+    """Images to learn classes from, and others to be judged by: of the train split where the test labels are hidden."""
+    if data.test.labels is not None:
+        return data.train, data.test
+    order = torch.randperm(len(data.train), generator=seeded_generator(0, "subset"))
+    cut = max(1, len(order) // 20)
+    return tuple(Images(data.train.images[rows], data.train.labels[rows]) for rows in (order[cut:], order[:cut]))
+
+
 def cache_folder(fingerprint: str, steps: int, seed: int) -> Path:
     """The folder in which the classifier for these images is cached between evaluations."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    key = hashlib.sha256(f"{fingerprint}, {steps} steps, seed {seed}".encode()).hexdigest()[:16]
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).expanduser()
+    key = hashlib.sha256(f"{VERSION}, {fingerprint}, {steps} steps, seed {seed}".encode()).hexdigest()[:16]
     return home / "ddpm-mnist" / f"classifier-{key}"
 
 
@@ -77,17 +89,18 @@ def get_classifier(
     """The classifier, and its accuracy on the test split. Trained once per dataset, then read from the cache.
 
     Raises:
-        ConfigError: there are no labels, or the accuracy is below `min_accuracy`.
+        ConfigError: the images are not in memory, or the accuracy is below `min_accuracy`.
     """
     if not isinstance(data.train, Images):
-        raise ConfigError("--dataset_name: too large for memory; evaluation needs the training images there")
-    if data.train.labels is None or data.test.labels is None:
-        raise ConfigError("--dataset_name: has no labels, from which the classifier would learn; name one that has")
-    folder = cache_folder(data.fingerprint, steps, seed)
+        raise ConfigError(
+            "--max_resident_gb: the training images are more than that, and evaluation needs them in memory; raise it"
+        )
+    train, test = labelled(data)
+    folder = cache_folder(f"{data.fingerprint}, {len(train)} of them", steps, seed)
     if (folder / "config.json").is_file():
         classifier = ResNetForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
     else:
-        classifier = train_classifier(data.train, steps, seed)
+        classifier = train_classifier(train, steps, seed)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # renamed when complete, as checkpoints are
         classifier.save_pretrained(draft)
         about = json.dumps({"name": data.name, "fingerprint": data.fingerprint})
@@ -95,7 +108,7 @@ def get_classifier(
         if folder.exists():
             folder.rename(draft / "incomplete")
         draft.rename(folder)
-    share = accuracy(classifier, data.test)
+    share = accuracy(classifier, test)
     if share < min_accuracy:
         raise ConfigError(
             f"--min_classifier_accuracy {min_accuracy}: the classifier is right on {share:.2%} of the test images; "

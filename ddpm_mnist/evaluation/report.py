@@ -12,7 +12,7 @@ from ..options import ConfigError
 from ..randomness import seeded_generator
 from ..sampling import Model, grid, to_pil
 from ..scheduler import DDPMScheduler
-from .classifier import accuracy, read, train_classifier
+from .classifier import accuracy, labelled, read, train_classifier
 from .metrics import (
     bootstrap_ci,
     density_coverage,
@@ -46,8 +46,8 @@ class Figure:
         return f"| {self.text} | {value} | {'' if self.floor is None else f'{self.floor:.4g}'} | {self.better} |"
 
 
-def inception_features(pixels: Tensor) -> Tensor:
-    """Inception features of images, `[N, 2048]`, for the FID that papers report.
+def load_inception() -> torch.nn.Module:
+    """The network whose features the FID of papers compares.
 
     Raises:
         ConfigError: torch-fidelity is not installed, or its weights cannot be downloaded.
@@ -55,12 +55,16 @@ def inception_features(pixels: Tensor) -> Tensor:
     try:
         from torch_fidelity.utils import create_feature_extractor
 
-        extractor = create_feature_extractor("inception-v3-compat", ["2048"], cuda=torch.cuda.is_available())
+        return create_feature_extractor("inception-v3-compat", ["2048"], cuda=torch.cuda.is_available())
     except Exception as e:  # not installed, or its weights cannot be downloaded: the advice is the same
         raise ConfigError(
             f"--feature_extractor inception: not available ({type(e).__name__}: {str(e)[:80]}); `pip install "
             "torch-fidelity`, connect once for its weights, or omit the option"
         ) from None
+
+
+def inception_features(extractor: torch.nn.Module, pixels: Tensor) -> Tensor:
+    """Inception features of images `[N, C, H, W]`, uint8: `[N, 2048]`."""
     rgb = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.cat([extractor(part.to(device))[0].cpu() for part in rgb.split(100)])
@@ -124,15 +128,15 @@ def compare(
     else:
         add("read_as_asked", "classified as the requested class", *share_and_ci(classes == asked), None, "up")
         trained = train_classifier(Images(samples, asked), classifier_steps, seed)
-        floor = train_classifier(
-            Images(data.train.images[train_rows], data.train.labels[train_rows]), classifier_steps, seed
-        )
+        train, test = labelled(data)
+        rows = some(train, count)
+        floor = train_classifier(Images(train.images[rows], train.labels[rows]), classifier_steps, seed)
         add(
             "accuracy_from_samples",
             "accuracy of a classifier trained on the samples alone",
-            accuracy(trained, data.test),
+            accuracy(trained, test),
             None,
-            accuracy(floor, data.test),
+            accuracy(floor, test),
             "up",
         )
 
@@ -228,14 +232,11 @@ def neighbours_picture(samples: Tensor, train: Images) -> Image.Image:
 
 def bound_picture(terms: list[float], path: Path) -> None:
     """Plot the terms of the bound against the timestep; nearly all bits are in the first timesteps."""
-    import matplotlib
+    from matplotlib.figure import Figure as Plot  # not pyplot, which would change the caller's backend
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.5))
+    plot = Plot(figsize=(7, 3.5))
+    axes = plot.add_subplot()
     axes.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
     axes.set(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension", title=f"sum: {sum(terms):.3f} bits/dim")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100, metadata={"Software": None})
-    plt.close(figure)
+    plot.tight_layout()
+    plot.savefig(path, dpi=100, metadata={"Software": None})

@@ -192,12 +192,10 @@ def loss_curve(model_dir: Path) -> bool:
     lines = read_metrics(model_dir / "metrics.jsonl")
     if not any("loss" in line for line in lines):
         return False
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, which would change the caller's backend
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.5))
+    figure = Figure(figsize=(7, 3.5))
+    axes = figure.add_subplot()
     for key, label, marker in (
         ("loss", "training", ""),
         ("held_out_raw/loss", "held out, raw weights", "o"),
@@ -210,7 +208,6 @@ def loss_curve(model_dir: Path) -> bool:
     axes.legend()
     figure.tight_layout()
     figure.savefig(model_dir / "loss_curve.png", dpi=100, metadata={"Software": None})  # no date: the same file again
-    plt.close(figure)
     return True
 
 

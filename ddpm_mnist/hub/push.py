@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,9 +50,12 @@ def validate_model(model_dir: Path) -> None:
         ConfigError: it does not load, or draws something else.
     """
     option = f"--model_dir {model_dir}"
-    for needed in ("model_index.json", "train_config.yaml"):  # the pipeline, and what the card tells of its training
+    for needed in ("model_index.json", "train_config.yaml", "train_results.json"):  # the last comes at a run's end
         if not (model_dir / needed).is_file():
-            raise ConfigError(f"{option}: holds no {needed}; name the output_dir of a finished training run")
+            raise ConfigError(
+                f"{option}: holds no {needed}; name the output_dir of a finished training run, or finish it with "
+                "--resume_from_checkpoint latest"
+            )
     import numpy as np
     import torch
     from diffusers import DDPMPipeline
@@ -93,7 +97,7 @@ def validate_model(model_dir: Path) -> None:
 def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool) -> list[Path]:
     """What goes, relative to the folder: the model, its card and its record; never more, unless asked."""
     patterns = [*MODEL_FILES, *PICTURES, *RECORD_FILES]
-    patterns += ["checkpoint-*/**/*"] if include_checkpoints else []
+    patterns += ["checkpoint-[0-9]*/**/*"] if include_checkpoints else []
     patterns += ["logs/**/*"] if tensorboard else []
     found = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(model_dir) for path in found)
@@ -109,6 +113,11 @@ def without_paths(settings: dict, local: bool) -> dict:
         if is_path or (key == "dataset_name" and isinstance(value, str) and local):
             settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     return settings
+
+
+def published_name(path: Path) -> str:
+    """The name of a file in the repo: its own, but for TensorBoard's, which hold the name of the machine."""
+    return re.sub(r"(tfevents\.\d+)\.[^/]*?((\.\d+){0,2})$", r"\1\2", path.as_posix())
 
 
 def published_config(model_dir: Path) -> bytes:
@@ -143,7 +152,7 @@ def upload(
     try:
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path.as_posix(), content) for path, content in contents.items()],
+            [CommitOperationAdd(published_name(path), content) for path, content in contents.items()],
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message,
@@ -214,7 +223,7 @@ def push_model(
     if keep_card:
         files.remove(Path("README.md"))
         say(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
-    sizes = {path.as_posix(): (model_dir / path).stat().st_size for path in files}
+    sizes = {published_name(path): (model_dir / path).stat().st_size for path in files}
     list_files(sizes, repo_id, say)
     if space_id is not None:
         space = space_files(space_id, repo_id, license)

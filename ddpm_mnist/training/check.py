@@ -8,13 +8,10 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from ..data import Images, load_data
+from ..data import Images
 from ..scheduler import DDPMScheduler
-from ..unet import UNet2DModel
 from .config import TrainConfig
-from .hardware import start_accelerator
-from .models import build, check_models
-from .output_dir import check_output_dir
+from .setup import prepare
 
 
 def noise_report(scheduler: DDPMScheduler) -> tuple[list[str], list[str]]:
@@ -64,9 +61,8 @@ def schedule_report(config: TrainConfig, steps: int) -> tuple[list[str], list[st
     return lines, problems
 
 
-def cost_report(config: TrainConfig, accelerator: Accelerator, unet: UNet2DModel, steps: int) -> list[str]:
+def cost_report(config: TrainConfig, accelerator: Accelerator, unet: torch.nn.Module, steps: int) -> list[str]:
     """Time and memory, from one real training step and one forward pass."""
-    unet = accelerator.prepare_model(unet)
     size = config.unet["sample_size"]
     images = torch.randn(config.train_batch_size, config.unet["in_channels"], size, size, device=accelerator.device)
     timesteps = torch.zeros(len(images), dtype=torch.long, device=accelerator.device)
@@ -113,32 +109,25 @@ def check(config: TrainConfig) -> int:
     Raises:
         ConfigError: what would stop the run at its start.
     """
-    check_models(config)
-    accelerator = start_accelerator(config)
-    checkpoint = check_output_dir(config)
-    data = load_data(config, config.image_shape, config.num_validation_samples)
-    config.set_channels(data.channels)
-    unet, scheduler = build(config, "unet"), build(config, "scheduler")
-    global_batch = config.global_batch(accelerator.num_processes)
-    steps = config.num_steps(len(data.train), accelerator.num_processes)
-
-    held = f"{data.train.images.nbytes / 1e6:.0f} MB resident" if isinstance(data.train, Images) else "streamed"
-    size, halvings = config.unet["sample_size"], len(unet.config.block_out_channels) - 1
-    levels = " -> ".join(f"{size // 2**i}x{size // 2**i}x{c}" for i, c in enumerate(unet.config.block_out_channels))
-    noise_lines, noise_problems = noise_report(scheduler)
-    schedule_lines, schedule_problems = schedule_report(config, steps)
-    threads = torch.get_num_threads()
-    report = [
-        f"output: {config.output_dir}, {f'resuming from {checkpoint}' if checkpoint else 'a new run'}",
-        f"data: {data.name}, {len(data.train):,} images ({held}), {len(data.test):,} held out",
-        f"device: {accelerator.device}, mixed precision {accelerator.mixed_precision}, {threads} threads a process",
-        f"U-Net: {sum(p.numel() for p in unet.parameters()):,} parameters, {levels}",
-        f"divisibility: {size} halves {halvings} times, {unet.config.norm_num_groups} norm groups divide every width",
-        f"run: {steps:,} steps of {global_batch} images ({steps * global_batch / len(data.train):.1f} epochs)",
-        *noise_lines,
-        *schedule_lines,
-        *cost_report(config, accelerator, unet, steps),
-    ]
-    problems = noise_problems + schedule_problems
-    accelerator.print(*report, *(f"PROBLEM {problem}" for problem in problems), sep="\n")
-    return 2 if problems else 0
+    with prepare(config) as run:
+        accelerator, data, unet = run.accelerator, run.data, run.bare_unet
+        held = f"{data.train.images.nbytes / 1e6:.0f} MB resident" if isinstance(data.train, Images) else "streamed"
+        size, halvings = config.unet["sample_size"], len(unet.config.block_out_channels) - 1
+        levels = " -> ".join(f"{size // 2**i}x{size // 2**i}x{c}" for i, c in enumerate(unet.config.block_out_channels))
+        noise_lines, noise_problems = noise_report(run.scheduler)
+        schedule_lines, schedule_problems = schedule_report(config, run.num_steps)
+        threads, epochs = torch.get_num_threads(), run.num_steps * run.global_batch / len(data.train)
+        report = [
+            f"output: {config.output_dir}, {f'resuming from {run.checkpoint}' if run.checkpoint else 'a new run'}",
+            f"data: {data.name}, {len(data.train):,} images ({held}), {len(data.test):,} held out",
+            f"device: {accelerator.device}, mixed precision {accelerator.mixed_precision}, {threads} threads a process",
+            f"U-Net: {run.parameters:,} parameters, {levels}",
+            f"divisibility: {size} halves {halvings} times, {unet.config.norm_num_groups} groups divide every width",
+            f"run: {run.num_steps:,} steps of {run.global_batch} images ({epochs:.1f} epochs)",
+            *noise_lines,
+            *schedule_lines,
+            *cost_report(config, accelerator, run.unet, run.num_steps),
+        ]
+        problems = noise_problems + schedule_problems
+        accelerator.print(*report, *(f"PROBLEM {problem}" for problem in problems), sep="\n")
+        return 2 if problems else 0

@@ -12,7 +12,12 @@ from .log import METRICS_FILE, RESULTS_FILE
 
 CONFIG_FILE = "train_config.yaml"
 LOCK_FILE = ".lock"
-FILES = (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, "model_index.json")  # a run writes these, in part at its end
+GALLERY = 8  # single samples for the model card
+FILES = (  # a run writes these, in part at its end
+    *(CONFIG_FILE, METRICS_FILE, RESULTS_FILE, "model_index.json", "pipeline.py", "trajectory.png"),
+    *("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"),
+    *(f"gallery/{number}.png" for number in range(GALLERY)),
+)
 FOLDERS = ("unet", "scheduler", "samples", "gallery")
 BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wandb"}
 
@@ -66,12 +71,19 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
         lock_output_dir(output_dir, warn).release()
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, warn)
-        if checkpoint is not None:
+        if checkpoint is not None and checkpoint.parent.resolve() == output_dir.resolve():
             return checkpoint
     there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
     there = {
         name for name in there if not is_draft(name) and name != LOCK_FILE
     }  # of a run that was killed in its first save
+    if config.resume_from_checkpoint and checkpoint is not None:
+        if there:
+            raise ConfigError(
+                f"{option}: holds another run than {checkpoint}, which would replace it; name that run's folder "
+                f"({checkpoint.parent}), or an empty one"
+            )
+        return checkpoint
     if config.resume_from_checkpoint and there - BEFORE_THE_FIRST_CHECKPOINT:
         raise ConfigError(
             f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
@@ -85,11 +97,12 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     return None
 
 
-def begin_output_dir(config: TrainConfig) -> None:
+def begin_output_dir(config: TrainConfig, more_to_train: bool = True) -> None:
     """Save the settings in the folder.
 
     `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
-    exported pipeline is replaced at the end.
+    exported pipeline is replaced at the end. Until then, where there is `more_to_train`, there are no results beside
+    it, so that nobody pushes the earlier weights with the settings of this run.
     """
     output_dir = Path(config.output_dir)
     try:
@@ -97,6 +110,8 @@ def begin_output_dir(config: TrainConfig) -> None:
             of_a_run = steps_of(path) >= 0 or path.name in ("logs", "samples", "wandb", METRICS_FILE)
             if is_draft(path.name) or (config.overwrite_output_dir and of_a_run):
                 remove(path)
+        if more_to_train:
+            (output_dir / RESULTS_FILE).unlink(missing_ok=True)
         (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
     except OSError as error:
         raise ConfigError(

@@ -77,7 +77,7 @@ class Run:
         accelerator, config = self.accelerator, self.config
         if accelerator.is_main_process:
             self.lock = lock_output_dir(self.output_dir, accelerator.print)
-            begin_output_dir(config)
+            begin_output_dir(config, more_to_train=self.step < self.num_steps)
             if config.push_checkpoints:
                 private, token_file = config.hub_private_repo, config.token_file
                 self.pusher = CheckpointPusher(config.hub_model_id, token_file, private, accelerator.print)
@@ -241,7 +241,9 @@ class Run:
             )
 
     def close(self) -> None:
-        """Give back what the run took from the process."""
+        """Give back what the run took from the process; what is being pushed is pushed, even after an error."""
+        if self.pusher is not None:
+            self.pusher.wait()
         self.stop.give_back()
         if self.lock is not None:
             self.lock.release()

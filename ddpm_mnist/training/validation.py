@@ -15,9 +15,8 @@ from ..loss import noise_weights, squared_error
 from ..randomness import seeded_generator
 from ..sampling import Step, grid, labels_for, moments_to_show, sample_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
+from .output_dir import GALLERY
 from .setup import Run
-
-GALLERY = 8  # single samples on the model card
 
 
 def validate(run: Run) -> None:
