@@ -298,7 +298,7 @@ def test_the_loss_is_the_error_of_the_noise_whatever_the_network_outputs(predict
     alpha_prod = alpha_prod[:, None, None, None]
     x0 = scheduler.predict_original_sample(output, alpha_prod, noisy)
     predicted_noise = (noisy - alpha_prod.sqrt() * x0) / (1 - alpha_prod).sqrt()  # eq. 4
-    weighted = loss_weights(scheduler, timesteps) * (output - target) ** 2
+    weighted = loss_weights(scheduler, timesteps, "noise") * (output - target) ** 2
     torch.testing.assert_close(weighted, (predicted_noise - noise) ** 2, rtol=1e-3, atol=1e-7)
     assert loss_weights(scheduler, timesteps, "output") == 1
 
