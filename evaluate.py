@@ -46,6 +46,7 @@ from ddpm_mnist.options import (
     read_yaml,
     run_script,
 )
+from ddpm_mnist.randomness import seeded_generator
 from ddpm_mnist.sampling import Model, SampleOptions, Sampler, is_checkpoint, labels_for, load_model, sample_steps
 from ddpm_mnist.sources import EMBEDDED_DATASET
 
@@ -159,9 +160,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     figures = compare(samples, asked, data, classifier, config.seed, config.classifier_steps)
     if inception is not None:
         test = inception_features(inception, data.test.images)
+        some = torch.randperm(len(data.train), generator=seeded_generator(config.seed, "subset"))[: config.num_images]
         value, floor = (
-            frechet_distance(inception_features(inception, x), test)
-            for x in (samples, data.train.images[: config.num_images])
+            frechet_distance(inception_features(inception, x), test) for x in (samples, data.train.images[some])
         )
         figures.append(Figure("fid", "FID (Inception)", value, None, floor, "down"))
     bound = None
@@ -219,7 +220,8 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
     Raises:
         ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
     """
-    record = record_of(peek(arguments, "model").model or EvaluateConfig.model)
+    model = peek(arguments, "model").model
+    record = record_of(model) if model else Path(EvaluateConfig.model)  # the Hub is asked for what was named
     file = record / "train_config.yaml"
     values = read_yaml("--model", file) if file.is_file() else {}
     values = {option.name: values[option.name] for option in options_of(DataOptions) if option.name in values}

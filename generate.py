@@ -82,8 +82,9 @@ def generate(config: GenerateConfig) -> list[Path]:
             images.extend(to_pil(step.sample))
 
     singles.mkdir(parents=True, exist_ok=True)
+    new = set(paths)
     for path in singles.glob("[0-9]" * 5 + ".png"):  # of an earlier run that drew more
-        if path not in paths and path.is_file():
+        if path not in new and path.is_file():
             path.unlink()
     grid(images, zoom=2).save(output)
     for image, path in zip(images, paths[1:]):

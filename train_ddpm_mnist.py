@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> int:
                 with accelerator.accumulate(unet):
                     error = squared_error(unet, scheduler, images, noise, timesteps, labels)
                     weights = loss_weights(scheduler, timesteps, config.loss_weighting, config.snr_gamma)
-                    loss = (weights * error).mean()  # L_simple, eq. 14
+                    loss = (weights * error).mean()  # L_simple, eq. 14; for v, reweighted
                     accelerator.backward(loss)  # 5: take a gradient descent step
                     if accelerator.sync_gradients:  # after the last micro-batch
                         finite = clip_gradients(accelerator, unet, optimizer, config.max_grad_norm)

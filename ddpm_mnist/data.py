@@ -228,8 +228,8 @@ def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, i
         try:
             image = open_image(dataset[row][image_column])
             inks.append(ink_of(image))
-            extrema = to_eight_bits(image).convert("RGBA" if inks[-1] is not None else "L").getextrema()
-            for dark, bright in extrema if inks[-1] is not None else [extrema]:
+            channels = to_eight_bits(image).convert("RGBA").getextrema()
+            for dark, bright in channels if inks[-1] is not None else channels[:3]:
                 low, high = min(low, dark), max(high, bright)
             colour = colour or has_colour(to_eight_bits(image))
         except Exception:  # decoding all of them, later, names the ones that cannot be decoded
@@ -337,6 +337,7 @@ def load_data(
     if hidden and conditional:  # whose held-out loss needs labels
         warn(f"{name}: the labels of its {hidden[0]} split are hidden, so that other images are held out.")
         there = [split for split in there if split not in hidden]
+    there.sort(key=lambda split: split in hidden)
     if there:
         held_out = splits[there[0]]
     elif len(train) < 2:

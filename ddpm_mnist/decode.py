@@ -12,6 +12,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import PIL
+from datasets.utils.file_utils import xopen
 from PIL import Image
 
 from .options import ConfigError, first_line
@@ -34,7 +35,9 @@ def open_image(cell: dict | bytes | None) -> Image.Image:
     image = datasets.Image().decode_example(cell)
     image.load()
     if image.format is None and image.mode[0] in "IF":  # turned upright: a copy, without what the file says of depth
-        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as stored:
+        with Image.open(
+            io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else xopen(cell["path"], "rb")
+        ) as stored:
             image.format = stored.format
             if stored.format == "TIFF":
                 image.tag_v2 = stored.tag_v2

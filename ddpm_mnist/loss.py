@@ -1,4 +1,5 @@
-"""The training objective of DDPM: L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14)."""
+"""The training objective of DDPM, L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14): its weights, and
+the density of t."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ def squared_error(
     timesteps: Tensor,
     class_labels: Tensor | None = None,
 ) -> Tensor:
-    """The squared error of the network's prediction for every pixel; its mean is L_simple, eq. 14.
+    """The squared error of the network's output for every pixel; for epsilon, its mean is L_simple, eq. 14.
 
     Images stay in float32 whatever the precision of the network: in half precision 1 - beta rounds to 1 at the first
     timesteps, and no noise would be added.
@@ -31,9 +32,9 @@ def squared_error(
         `[B, C, H, W]`, float32.
     """
     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
-    model_output = unet(noisy_images, timesteps, class_labels=class_labels).sample  # epsilon_theta(x_t, t)
-    target = prediction_target(scheduler, images, noise, timesteps)  # epsilon, or v, which with x_t says the same
-    return F.mse_loss(model_output.float(), target, reduction="none")  # |epsilon - epsilon_theta(x_t, t)|^2
+    model_output = unet(noisy_images, timesteps, class_labels=class_labels).sample  # epsilon_theta(x_t, t), or v
+    target = prediction_target(scheduler, images, noise, timesteps)  # epsilon, or v
+    return F.mse_loss(model_output.float(), target, reduction="none")
 
 
 def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -86,11 +87,11 @@ def timestep_density(
     """The probability of each timestep in training: `[T]`, float64, sums to 1; None where all are uniform.
 
     A share of them is uniform, as in Algorithm 1. The others are drawn so that log SNR_t = log(alpha-bar_t / (1 -
-    alpha-bar_t)) is normally distributed. (For the paper's schedule, uniform t spreads log SNR almost evenly from 9 to
-    -10; but below -4 or so x_t is all but noise, and hardly anything is decided there.) Training on other
+    alpha-bar_t)) is normally distributed. (For the paper's schedule, over a third of uniform t have a log SNR below -4,
+    where x_t is all but noise, and hardly anything is decided.) Training on other
     distributions of the noise level: Karras et al. 2022, https://arxiv.org/abs/2206.00364, section 5.
     """
-    if uniform_share == 1:
+    if uniform_share == 1 or len(scheduler.alphas_cumprod) == 1:
         return None
     alphas_cumprod = scheduler.alphas_cumprod.cpu().double().clamp(1e-12, 1 - 1e-12)
     log_snr = torch.logit(alphas_cumprod)

@@ -24,6 +24,8 @@ from diffusers.utils.torch_utils import randn_tensor
 def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, null_class_label: int | None):
     """epsilon(x_t, t, no class) + guidance_scale * (epsilon(x_t, t, class) - epsilon(x_t, t, no class)).
 
+    The same for v: with x_t given, it is a linear function of epsilon.
+
     Args:
         sample: x_t, `[B, C, H, W]`; `class_labels`: `[B]` int64, or None for a U-Net without classes.
         guidance_scale: 1 is the conditional prediction itself, and costs half.

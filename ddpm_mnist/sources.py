@@ -15,6 +15,7 @@ from .options import ConfigError, cause_of, first_line, shorten
 
 DEFAULT_DATASET = "ylecun/mnist"
 EMBEDDED_DATASET = "scikit-learn digits"
+MOST_CLASSES = 100_000  # larger numbers are no classes, but names of something
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -114,10 +115,11 @@ def check_all_files_are_read(path: Path, found: datasets.DatasetDict) -> None:
     """Raise a ConfigError where an image folder has more images than the splits: some were taken for other splits."""
     if not path.is_dir() or list(path.rglob("*.parquet")) or list(path.rglob("*.arrow")):
         return
-    if (path / "train").is_dir():  # then folders name the splits, and nothing else is read
-        path, found = path / "train", {"train": found["train"]}
-    images = [f for f in path.rglob("*") if f.suffix.lower() in ImageFolder.EXTENSIONS and f.is_file()]
-    files = sum(not any(part.startswith((".", "__")) for part in f.relative_to(path).parts) for f in images)
+    images = [f.relative_to(path).parts for f in path.rglob("*") if f.suffix.lower() in ImageFolder.EXTENSIONS]
+    images = [parts for parts in images if not any(part.startswith((".", "__")) for part in parts)]
+    if (path / "train").is_dir():
+        images = [parts for parts in images if len(parts) > 1]  # folders name the splits: a picture beside them is none
+    files = len(images)
     rows = sum(split.num_rows for split in found.values())
     if 0 < rows < files:
         raise ConfigError(
@@ -158,7 +160,8 @@ def from_arrays(
         elif labels is not None:
             labels = labels.squeeze(1) if labels.shape[1:] == (1,) else labels
             rows = rows.add_column("label", labels.tolist())
-            if labels.ndim == 1 and labels.dtype.kind in "iuf" and (labels == labels.astype(np.int64)).all():
+            whole = labels.ndim == 1 and labels.dtype.kind in "iuf" and (labels == labels.astype(np.int64)).all()
+            if whole and labels.max(initial=0) < MOST_CLASSES:
                 kind = datasets.ClassLabel(num_classes=max(1, int(labels.max(initial=0)) + 1))
                 rows = rows.cast_column("label", datasets.Value("int64")).cast_column("label", kind)
         made[split] = rows
@@ -177,8 +180,9 @@ def from_npz(path: Path, warn: Callable[[str], object] = print) -> datasets.Data
     try:
         with np.load(path, allow_pickle=False) as file:
             there = list(file)
-            images = {split: file[x] for x, _, split in keys if x in there}
-            labels = {split: readable(file, y, warn) for _, y, split in keys if y in there}
+            pairs = {split: (x, y) for x, y, split in keys[::-1] if x in there}  # the first form that is there
+            images = {split: file[x] for split, (x, _) in pairs.items()}
+            labels = {split: readable(file, y, warn) for split, (_, y) in pairs.items() if y in there}
     except Exception as error:  # of NumPy, zip and zlib; also where pickled objects are inside
         raise ConfigError(
             f"--dataset_name {path}: cannot be read as arrays ({first_line(error, 100)}); `numpy.savez` makes a file "
@@ -219,6 +223,10 @@ def find_idx(path: Path) -> dict[tuple[str, str], Path]:
             if IDX_NAME.fullmatch(home.name) or home.name in ("train", "t10k", "test"):
                 home = home.parent  # archives with a folder for each file
             places.setdefault((match["set"] or "", split, match["kind"]), {}).setdefault(home, file)
+    if not any(home == path for found in places.values() for home in found):  # a folder of images may hold some too
+        others = {*ImageFolder.EXTENSIONS, *READERS}
+        if any(file.suffix.lower() in others for file in path.rglob("*")):
+            return {}
     names = {name for name, _, _ in places}
     homes = [home.relative_to(path.parent).as_posix() for found in places.values() if len(found) > 1 for home in found]
     if len(names) > 1 or homes:
@@ -257,7 +265,7 @@ def from_idx(
                 except ConfigError as error:  # not every run needs them
                     warn(f"The labels are left out: {error}.")
             images = read(file)
-            if "emnist" in file.relative_to(path.parent).as_posix().lower():
+            if "emnist" in file.resolve().relative_to(path.resolve().parent).as_posix().lower():
                 warn(f"{file.name}: EMNIST keeps its images by columns; they are turned upright.")
                 images = images.swapaxes(1, 2)
             splits[split] = (images, labels)

@@ -1,4 +1,4 @@
-"""The noise predictor of DDPM, epsilon_theta(x_t, t): a U-Net from a noisy image and its timestep to an image.
+"""The network of DDPM, epsilon_theta(x_t, t), or v: a U-Net from a noisy image and its timestep to an image.
 
 Ho et al. 2020 (https://arxiv.org/abs/2006.11239), section 4 and appendix B: residual blocks with group normalisation,
 self-attention at low resolution, and a sinusoidal embedding of the timestep, which enters every residual block. All

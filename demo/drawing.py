@@ -119,8 +119,8 @@ def denoise(model: Model, sampler, sample: Tensor, generators, labels, guidance:
     arguments = step_arguments(sampler, generators)
     for t in sampler.timesteps[sampler.timesteps <= start]:
         model_input = sampler.scale_model_input(sample, t)
-        noise = guided_noise(model.unet, model_input, t, labels, guidance, model.null_class_label)
-        step = sampler.step(noise, t, sample, **arguments)
+        model_output = guided_noise(model.unet, model_input, t, labels, guidance, model.null_class_label)
+        step = sampler.step(model_output, t, sample, **arguments)
         # DPM-Solver++ does not return the predicted x_0, but keeps it
         yield Moment(int(t), sample, step.get("pred_original_sample", getattr(sampler, "model_outputs", [sample])[-1]))
         sample = step.prev_sample

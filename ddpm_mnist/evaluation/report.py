@@ -160,20 +160,24 @@ def compare(
 
 
 @torch.no_grad()
-def x0_errors(model: Model, images: Tensor, noise: Tensor, log_snr: float) -> Tensor:
+def x0_errors(
+    model: Model, images: Tensor, noise: Tensor, log_snr: float, class_labels: Tensor | None = None
+) -> Tensor:
     """The squared error of the x_0 that a model predicts at the timestep nearest to a log SNR; `[N]`, mean of pixels.
 
     Args:
         images, noise: `[N, C, H, W]`, float32: x_0 in [-1, 1], and epsilon.
+        class_labels: `[N]`, for a conditional model.
     """
     scheduler = DDPMScheduler.from_config(model.scheduler.config, clip_sample=False)  # measure the network alone
     alphas_cumprod, device = scheduler.alphas_cumprod, model.unet.device
     t = (torch.logit(alphas_cumprod.double()) - log_snr).abs().argmin()
-    null, errors = model.null_class_label, []
-    for x_0, epsilon in zip(images.split(100), noise.split(100)):
+    errors = []
+    for rows in torch.arange(len(images)).split(100):
+        x_0, epsilon = images[rows], noise[rows]
         timesteps = t.expand(len(x_0))
         sample = scheduler.add_noise(x_0, epsilon, timesteps).to(device)
-        labels = None if null is None else torch.full_like(timesteps, null).to(device)
+        labels = None if class_labels is None else class_labels[rows].to(device)
         output = model.unet(sample, timesteps.to(device), class_labels=labels).sample
         predicted = scheduler.predict_original_sample(output, alphas_cumprod[t].to(device), sample)
         errors.append((predicted.cpu() - x_0).square().mean(dim=(1, 2, 3)))
@@ -208,10 +212,12 @@ def tell_apart(models: tuple[Model, Model], samples: tuple[Tensor, Tensor], data
     ]
     sure = [(confidence > CONFIDENT).double() for _, confidence, _ in scores]
     rows.append((CONFIDENT_TEXT, *(x.mean().item() for x in sure), mean_and_ci(sure[0] - sure[1])))
-    images = scale(data.test.images[:400])
+    test = data.test if models[0].num_classes is None else labelled(data)[1]
+    chosen = torch.randperm(len(test), generator=seeded_generator(seed, "subset"))[:400]  # it may be sorted
+    images, labels = scale(test.images[chosen]), None if models[0].num_classes is None else test.labels[chosen]
     noise = torch.randn(images.shape, generator=seeded_generator(seed, "held-out noise"))
     for log_snr in LOG_SNRS:
-        errors = [x0_errors(model, images, noise, log_snr) for model in models]
+        errors = [x0_errors(model, images, noise, log_snr, labels) for model in models]
         text = f"squared error of x_0 at log SNR {log_snr}"
         rows.append((text, *(x.mean().item() for x in errors), mean_and_ci(errors[0] - errors[1])))
     lines = ["| | model | other | difference, 95% interval | |", "| --- | --- | --- | --- | --- |"]

@@ -198,8 +198,8 @@ def loss_curve(model_dir: Path) -> bool:
     axes = figure.add_subplot()
     for key, label, marker in (
         ("loss", "training", ""),
-        ("held_out_raw/loss", "held out, raw weights", "o"),
-        ("held_out_ema/loss", "held out, averaged weights", "o"),
+        ("held_out_raw/loss", "held out, raw weights, error of the noise", "o"),
+        ("held_out_ema/loss", "held out, averaged weights, error of the noise", "o"),
     ):
         points = [(line["step"], line[key]) for line in lines if key in line]
         if points:

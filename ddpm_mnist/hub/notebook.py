@@ -37,8 +37,8 @@ labels = {labels}
 moments = []
 for number, t in enumerate(scheduler.timesteps):
     with torch.no_grad():
-        noise = pipe.unet(sample, t, class_labels=labels).sample
-    step = scheduler.step(noise, t, sample, use_clipped_model_output=True)
+        model_output = pipe.unet(sample, t, class_labels=labels).sample
+    step = scheduler.step(model_output, t, sample, use_clipped_model_output=True)
     sample = step.prev_sample
     if number % 5 == 4:
         moments.append((sample, step.pred_original_sample))

@@ -108,7 +108,10 @@ def without_paths(settings: dict, local: bool) -> dict:
     settings = {**settings, "cache_dir": None}
     for key, value in settings.items():
         is_path = isinstance(value, str) and (
-            value.startswith(("/", "~", ".", "\\")) or value[1:2] == ":" or key == "output_dir"
+            value.startswith(("/", "~", ".", "\\"))
+            or value[1:2] == ":"
+            or key == "output_dir"
+            or (key == "init_from" and (value.count("/") > 1 or "\\" in value))
         )
         if is_path or (key == "dataset_name" and isinstance(value, str) and local):
             settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]

@@ -179,9 +179,12 @@ def load_state(checkpoint: Path, run: dict, defaults: dict | None = None) -> dic
                     for key in [*value, *before]
                     if before.get(key) != value.get(key)
                 )
+            cure = "give the same, or start anew in another --output_dir"
+            if name == "dataset":  # the files may be the same, and other images held out by another version
+                cure += f" with --init_from {checkpoint}"
             raise ConfigError(
                 f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {before}, this run has {value}; "
-                "give the same, or start anew in another --output_dir"
+                f"{cure}"
             )
     return state
 

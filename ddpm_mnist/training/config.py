@@ -242,6 +242,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     given = peek(arguments, "config", "max_train_steps", "num_train_epochs")
     file = Path(given.config).expanduser() if given.config else None
     values = read_yaml("--config", file) if file else {}
+    if "adam_epsilon" in values and "uniform_timesteps" not in values:
+        values["uniform_timesteps"] = 1.0  # the train_config.yaml of a run from before there was the option
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
     config, rest = read_options(
         TrainConfig,

@@ -4,6 +4,7 @@ import inspect
 
 import torch
 
+from ..loss import timestep_density
 from ..options import ConfigError, first_line, nearest
 from ..sampling import load_unet
 from ..scheduler import DDPMScheduler
@@ -46,10 +47,22 @@ def check_models(config: TrainConfig) -> None:
         raise ConfigError(
             "scheduler.variance_type: a learned variance has no loss here; use fixed_small or fixed_large"
         )
-    if scheduler.alphas_cumprod[-1] == 0 and config.loss_weighting == "noise" and config.snr_gamma is None:
+    if scheduler.alphas_cumprod[-1] == 0:  # nothing of the image is left at the last t
+        if scheduler.config.prediction_type == "epsilon":
+            raise ConfigError(
+                "scheduler.prediction_type epsilon: at the last t x_0 does not follow from it, since "
+                "scheduler.rescale_betas_zero_snr leaves nothing of the image there; use v_prediction"
+            )
+        if config.loss_weighting == "noise" and config.snr_gamma is None:
+            raise ConfigError(
+                "--loss_weighting noise: scheduler.rescale_betas_zero_snr leaves nothing of the image at the last t, "
+                "so that its error counts nothing; use --loss_weighting output"
+            )
+    density = config.log_snr_mean, config.log_snr_std, config.uniform_timesteps
+    if T > 1 and (p := timestep_density(scheduler, *density)) is not None and not p.isfinite().all():
         raise ConfigError(
-            "--loss_weighting noise: scheduler.rescale_betas_zero_snr leaves nothing of the image at the last t, "
-            "so that its error counts nothing; use --loss_weighting output with prediction_type v_prediction"
+            f"--log_snr_mean {config.log_snr_mean}, --log_snr_std {config.log_snr_std}: no timestep has such an SNR "
+            "in this schedule; -1.75 and 1.9 are usual"
         )
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")

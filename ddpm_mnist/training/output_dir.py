@@ -71,14 +71,14 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
         lock_output_dir(output_dir, warn).release()
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, warn)
-        if checkpoint is not None and checkpoint.parent.resolve() == output_dir.resolve():
+        if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
             return checkpoint
     there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
     there = {
         name for name in there if not is_draft(name) and name != LOCK_FILE
     }  # of a run that was killed in its first save
     if config.resume_from_checkpoint and checkpoint is not None:
-        if there:
+        if there - BEFORE_THE_FIRST_CHECKPOINT:
             raise ConfigError(
                 f"{option}: holds another run than {checkpoint}, which would replace it; name that run's folder "
                 f"({checkpoint.parent}), or an empty one"

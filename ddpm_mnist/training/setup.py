@@ -242,11 +242,13 @@ class Run:
 
     def close(self) -> None:
         """Give back what the run took from the process; what is being pushed is pushed, even after an error."""
-        if self.pusher is not None:
-            self.pusher.wait()
-        self.stop.give_back()
-        if self.lock is not None:
-            self.lock.release()
+        try:
+            if self.pusher is not None:
+                self.pusher.wait()
+        finally:
+            self.stop.give_back()
+            if self.lock is not None:
+                self.lock.release()
 
     def finish(self) -> int:
         """Save where the run was stopped early, and end the log. Returns the exit code."""
@@ -258,6 +260,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.pusher is not None:
             self.pusher.wait()
+            self.pusher = None
         self.log.close()
         self.accelerator.end_training()
         return self.stop.exit_code if self.step < self.num_steps else 0
@@ -289,12 +292,14 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         gone = f"another process of the run is gone or stuck ({first_line(error)})"
         raise ConfigError(f"{gone}; {run.last_good()}; resume with --resume_from_checkpoint latest") from error
     finally:
-        if run is not None:
-            run.close()
-        if first:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-        ONE_AT_A_TIME.release()
+        try:
+            if run is not None:
+                run.close()
+        finally:
+            if first:
+                AcceleratorState._reset_state(reset_partial_state=True)
+                GradientState._reset_state()
+            ONE_AT_A_TIME.release()
 
 
 def build_run(config: TrainConfig) -> Run:
