@@ -39,6 +39,16 @@ CASES = [
     (["--learning_rate=0"], ["--learning_rate 0", "positive"]),
     (["--learning_rate=nan"], ["--learning_rate nan", "positive"]),
     (["--snr_gamma=0"], ["--snr_gamma 0", "positive"]),
+    (["--uniform_timesteps=0.5", "--log_snr_mean=20", "--log_snr_std=0.2"], ["--log_snr_mean 20.0", "no timestep"]),
+    (["--scheduler.rescale_betas_zero_snr=true"], ["scheduler.prediction_type epsilon", "use v_prediction"]),
+    (
+        [
+            "--scheduler.rescale_betas_zero_snr=true",
+            "--scheduler.prediction_type=v_prediction",
+            "--loss_weighting=noise",
+        ],
+        ["--loss_weighting noise", "--loss_weighting output"],
+    ),
     (["--uniform_timesteps=1.5"], ["--uniform_timesteps 1.5", "at most 1"]),
     (["--log_snr_mean=nan"], ["--log_snr_mean nan", "at most 20"]),
     (["--log_snr_std=0"], ["--log_snr_std 0", "positive"]),

@@ -350,6 +350,28 @@ def test_images_that_are_black_to_the_eye_are_refused(tmp_path, high):
         load(str(tmp_path / "a.npz"))
 
 
+def test_class_folders_one_of_which_is_called_train_are_refused(tmp_path):
+    for name in ("car", "plane", "train"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(3):
+            blob(i).save(tmp_path / "set" / name / f"{i}.png")
+    with pytest.raises(ConfigError, match="only 3 of its 9 images would be read"):
+        load(str(tmp_path / "set"))
+
+
+def test_labels_belong_to_the_images_of_their_form(tmp_path):
+    labels, names = np.arange(20) % 10, np.array(["a"] * 20)
+    np.savez(tmp_path / "a.npz", x_train=np.stack([RAMP] * 20), y_train=labels, labels=names)
+    assert len(load(str(tmp_path / "a.npz"), CONDITIONAL).train.labels) == 19
+
+
+def test_images_beside_idx_files_further_below_are_what_is_read(tmp_path):
+    name = folder(tmp_path, [blob(i) for i in range(6)])
+    (tmp_path / "set/old/MNIST/raw").mkdir(parents=True)
+    (tmp_path / "set/old/MNIST/raw/train-images-idx3-ubyte").write_bytes(idx(np.stack([RAMP] * 9)))
+    assert len(load(name).train) == 5
+
+
 STRAY = ["train/.ipynb_checkpoints/0-checkpoint.png", "__MACOSX/train/0.png", "train/._0.png", "README.png"]
 
 

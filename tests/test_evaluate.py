@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 
 import datasets
 import numpy as np
@@ -100,7 +101,7 @@ def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
         held += abs(value - truth) < ci
     assert np.mean(plain) > 1.5 * truth  # what small samples are called without it
     assert np.mean(values) == pytest.approx(truth, rel=0.1)
-    assert 52 <= held <= 60  # of 60; 57 are expected
+    assert held >= 52  # of 60; 57 are expected
     value, ci = jackknife(lambda x: x.mean().item(), gaussian(400, 1, 0))
     assert ci == pytest.approx(1.96 / 20, rel=0.4)
     assert jackknife(lambda x: x.mean().item(), torch.tensor([[1.0], [3.0]]))[0] == pytest.approx(2)
@@ -249,6 +250,12 @@ def test_samples_that_were_asked_for_are_read_and_taught_from(reader):
     assert figures["accuracy_from_samples"].floor > 0.9
 
 
+def test_conditional_models_are_told_apart_by_the_labels_of_the_images(conditional_model, dataset_dir, tmp_path, capfd):
+    args = [*arguments(conditional_model, dataset_dir), "--classifier_steps", 5, "--compare", conditional_model]
+    assert in_process(command.main, *args) == 0
+    assert capfd.readouterr().out.count("not told apart") == 7
+
+
 def test_two_models_are_told_apart_by_the_same_noise(model, dataset_dir, tmp_path, monkeypatch, capfd):
     """A model and one whose weights were disturbed differ; a model and itself do not; colour and grey are refused."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -377,6 +384,7 @@ def test_evaluate_says_at_its_start_what_it_cannot_do_at_its_end(
     path = tmp_path / "model/scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     monkeypatch.setattr(command, "load_data", None)  # it comes before the data
+    monkeypatch.setitem(sys.modules, "torch_fidelity.utils", None)  # as where it is not installed
     assert in_process(command.main, *arguments(tmp_path / "model", dataset_dir), *options) == 2
     assert part in capfd.readouterr().err
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, as_nobody, in_process, metrics, posix, python, same, smoke_args, weights
+from conftest import RECOMMENDED, ROOT, as_nobody, in_process, metrics, posix, python, same, smoke_args, weights
 
 import train_ddpm_mnist
 from ddpm_mnist.options import ConfigError
@@ -122,7 +122,13 @@ def test_resumed_on_another_number_of_processes(train, dataset_dir, tmp_path):
 
 
 def test_two_processes_resume_exactly(dataset_dir, tmp_path):
-    options = {"train_batch_size": 8, "logging_steps": 3, "checkpointing_steps": 4, "validation_steps": 0}
+    options = {
+        "train_batch_size": 8,
+        "logging_steps": 3,
+        "checkpointing_steps": 4,
+        "validation_steps": 0,
+        **RECOMMENDED,
+    }
     done = python("train_ddpm_mnist.py", *smoke_args(dataset_dir, tmp_path / "whole", **options), processes=2)
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
@@ -212,7 +218,12 @@ def test_a_run_of_another_folder_does_not_replace_one(train, dataset_dir, tmp_pa
     with pytest.raises(ConfigError, match="here: holds another run than .*checkpoint-4, which would replace it"):
         train("here", **more)
     assert same(weights(here / "unet"), before) and "seed: 5" in (here / "train_config.yaml").read_text()
-    assert metrics(train("new", **more), "loss").keys() == {6}
+    new = train("new", **more)
+    assert metrics(new, "loss").keys() == {6}
+    for path in new.iterdir():  # as if it had been killed before its first checkpoint, and were started again
+        if path.name not in ("train_config.yaml", "metrics.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert same(weights(train("new", **more) / "unet"), weights(here.parent / "new/unet"))
 
 
 def test_between_two_runs_in_a_folder_there_are_no_results(train, tmp_path):

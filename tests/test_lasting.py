@@ -15,6 +15,7 @@ from ddpm_mnist.data import index_batches
 from ddpm_mnist.sampling import load_model, sample_images
 from ddpm_mnist.sources import EMBEDDED_DATASET
 from ddpm_mnist.training.checkpoint import damage
+from ddpm_mnist.training.config import parse_args
 
 RELEASE = ROOT / "tests/release-0.1"
 # A U-Net of 6,000 parameters on scikit-learn's digits, which are in its wheel: the same data everywhere.
@@ -53,6 +54,20 @@ def test_a_checkpoint_of_the_release_resumes_to_the_same_end(tmp_path, capsys):
     ours, released = weights(tmp_path / "run/unet"), weights(RELEASE / "pipeline/unet")
     assert ours.keys() == released.keys()
     assert all(torch.allclose(ours[key], released[key], rtol=1e-3, atol=1e-5) for key in ours)
+
+
+def test_a_checkpoint_from_before_an_option_is_of_a_run_without_it(tmp_path, capsys):
+    shutil.copytree(RELEASE / "checkpoint-4", tmp_path / "run/checkpoint-4")
+    more = [f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=latest", "--uniform_timesteps=0.25"]
+    assert in_process(train_ddpm_mnist.main, *ARGUMENTS, *more) == 2
+    assert "it was trained with uniform_timesteps = 1.0, this run has 0.25" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_run_from_before_an_option_train_without_it(tmp_path):
+    config = RELEASE / "pipeline/train_config.yaml"
+    assert "uniform_timesteps" not in config.read_text(encoding="utf-8")
+    assert parse_args([f"--config={config}"]).uniform_timesteps == 1
+    assert parse_args([f"--config={config}", "--uniform_timesteps=0.5"]).uniform_timesteps == 0.5
 
 
 def test_a_pipeline_of_the_release_loads_and_draws_the_same(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import ROOT, metrics, posix, python, same, smoke_args, weights
+from conftest import RECOMMENDED, ROOT, metrics, posix, python, same, smoke_args, weights
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageChops
 
@@ -55,7 +55,9 @@ def test_the_seed_decides(train):
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"mixed_precision": "bf16", "optimizer": "muon"}, {"unet.dropout": 0.1, "use_ema": False}], ids=str
+    "extra",
+    [{}, {"mixed_precision": "bf16", "optimizer": "muon", **RECOMMENDED}, {"unet.dropout": 0.1, "use_ema": False}],
+    ids=str,
 )
 def test_resume_is_exact(train, tmp_path, extra):
     whole = train("whole", **extra)
@@ -326,6 +328,11 @@ def test_weights_and_timesteps_of_the_loss_are_options(train):
     plain = metrics(train("plain", validation_steps=0), "loss")
     for name, value in (("snr_gamma", 5), ("timestep_sampling", "stratified"), ("uniform_timesteps", 0.5)):
         assert metrics(train(name, validation_steps=0, **{name: value}), "loss") != plain
+    by_weighting = [
+        metrics(train(weighting, validation_steps=0, **(RECOMMENDED | {"loss_weighting": weighting})), "loss")
+        for weighting in ("noise", "output")
+    ]
+    assert by_weighting[0] != by_weighting[1]
 
 
 def test_a_compiled_run_compiles_once_and_has_the_same_loss(dataset_dir, tmp_path, train):
