@@ -118,7 +118,7 @@ def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int 
     """`[N]` int64. ConfigError: rows without a label, labels that are no class numbers, or out of range."""
     if column is None:
         raise ConfigError(
-            "--label_column: classes need labels, but no column is a ClassLabel; name one of "
+            "--label_column: classes, and evaluation, need labels, but no column is a ClassLabel; name one of "
             f"{shorten(dataset.features)} (folders are read as classes only where all splits have them)"
         )
     option, values = f"--label_column {column}", dataset.with_format(None)[column][:]

@@ -212,5 +212,5 @@ def test_a_conditional_unet_needs_labels_in_range(tmp_path):
     (tmp_path / "b").mkdir()
     bare = folder(tmp_path / "b", rows.remove_columns("label"))
     assert load_data(config(bare)).train.labels is None
-    with pytest.raises(ConfigError, match="--label_column: classes need labels"):
+    with pytest.raises(ConfigError, match="--label_column: classes, and evaluation, need labels"):
         load_data(config(bare, **{"unet.num_class_embeds": 10}))

@@ -93,7 +93,14 @@ def main() -> None:
             command += [f"--num_images={args.num_images}", "--bound_images=0"]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             metrics = json.loads((output_dir / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
-            row = {"trial": name, "minutes": args.minutes, "updates": steps, "images_per_second": rate, "loss": loss}
+            row = {
+                "trial": name,
+                "options": options,
+                "minutes": args.minutes,
+                "updates": steps,
+                "images_per_second": rate,
+                "loss": loss,
+            }
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row | metrics) + "\n")
             print(name, metrics, flush=True)
