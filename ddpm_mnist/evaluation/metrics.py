@@ -11,14 +11,19 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 
-def frechet_distance(features: Tensor, reference: Tensor) -> float:
+def gaussian_of(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `[D]` and covariance `[D, D]` of a set, float64."""
+    features = features.double().numpy()
+    return features.mean(0), np.cov(features, rowvar=False)
+
+
+def frechet_distance(features: Tensor, reference: Tensor | tuple[np.ndarray, np.ndarray]) -> float:
     """Fréchet distance of Gaussians fitted to both sets (Heusel et al. 2017, eq. 6).
 
-    |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)).
+    |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)). The reference may be given by its `gaussian_of`.
     """
-    (mean_1, cov_1), (mean_2, cov_2) = (
-        (x.double().mean(0).numpy(), np.cov(x.double().numpy(), rowvar=False)) for x in (features, reference)
-    )
+    mean_1, cov_1 = gaussian_of(features)
+    mean_2, cov_2 = reference if isinstance(reference, tuple) else gaussian_of(reference)
     root_trace = np.sqrt(eigvals(cov_1 @ cov_2).astype(complex)).real.sum()  # trace of (C_1 C_2)^(1/2)
     return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * root_trace)
 

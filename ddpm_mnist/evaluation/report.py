@@ -17,6 +17,7 @@ from .metrics import (
     bootstrap_ci,
     density_coverage,
     frechet_distance,
+    gaussian_of,
     jackknife,
     mean_and_ci,
     nearest,
@@ -98,8 +99,10 @@ def compare(
     def add(name: str, text: str, value: float, ci: float | None, floor: float | None, better: str) -> None:
         figures.append(Figure(name, text, value, ci, floor, better))
 
+    test_gaussian = gaussian_of(test_features)
+
     def distance(x: Tensor) -> float:
-        return frechet_distance(x, test_features)
+        return frechet_distance(x, test_gaussian)
 
     (unbiased, ci), (floor_unbiased, _) = (jackknife(distance, x) for x in (features, floor_features))
     text = f"Fréchet distance of {count:,} samples to the test split"
@@ -194,7 +197,7 @@ def tell_apart(models: tuple[Model, Model], samples: tuple[Tensor, Tensor], data
         samples: of each, `[N, C, H, W]` uint8, number i of both out of the same noise.
         seed: fixes the noise on the test images.
     """
-    _, _, real = read(classifier, data.test.images)
+    real = gaussian_of(read(classifier, data.test.images)[2])
     scores = [read(classifier, x) for x in samples]
     features = [features for _, _, features in scores]
     width = features[0].shape[1]
