@@ -35,9 +35,10 @@ def open_image(cell: dict | bytes | None) -> Image.Image:
     image = datasets.Image().decode_example(cell)
     image.load()
     if image.format is None and image.mode[0] in "IF":  # turned upright: a copy, without what the file says of depth
-        with Image.open(
-            io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else xopen(cell["path"], "rb")
-        ) as stored:
+        with (
+            io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else xopen(cell["path"], "rb") as file,
+            Image.open(file) as stored,
+        ):
             image.format = stored.format
             if stored.format == "TIFF":
                 image.tag_v2 = stored.tag_v2

@@ -108,6 +108,13 @@ def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
     assert jackknife(lambda x: x.mean().item(), torch.tensor([[1.0], [3.0]]))[0] == pytest.approx(2)
 
 
+def test_the_jackknife_keeps_a_sample_of_each_class_together():
+    """Ten classes far apart, in turn: their means say nothing of how well the mean of all is known."""
+    samples = gaussian(400, 1, 0) + 10 * (torch.arange(400) % 10)[:, None]
+    assert jackknife(lambda x: x.mean().item(), samples, block=10)[1] == pytest.approx(1.96 / 20, rel=0.4)
+    assert jackknife(lambda x: x.mean().item(), samples)[1] > 1  # in groups of one class each
+
+
 @pytest.mark.parametrize(("hits", "of", "least"), [(20, 20, 0.15), (0, 20, 0.15), (10, 20, 0.19), (800, 1000, 0.02)])
 def test_the_interval_of_a_share_is_never_nothing(hits, of, least):
     share, ci = share_and_ci(torch.arange(of) < hits)

@@ -28,7 +28,7 @@ def frechet_distance(features: Tensor, reference: Tensor | tuple[np.ndarray, np.
     return float(((mean_1 - mean_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * root_trace)
 
 
-def jackknife(statistic, rows: Tensor, groups: int = 20) -> tuple[float, float]:
+def jackknife(statistic, rows: Tensor, groups: int = 20, block: int = 1) -> tuple[float, float]:
     """A statistic of `[N, ...]` rows without the bias of a finite N, and half its 95% interval.
 
     Quenouille and Tukey's jackknife: the statistic of all rows but one group of them, for each group, tells how it
@@ -37,10 +37,12 @@ def jackknife(statistic, rows: Tensor, groups: int = 20) -> tuple[float, float]:
 
     Args:
         statistic: maps some of the rows to a number.
-        groups: how many; N at most.
+        groups: how many; N / block at most.
+        block: so many rows in turn stay together: where samples count through the classes, one of each. A group of one
+            class alone would look like a difference between samples.
     """
-    groups = min(groups, len(rows))
-    group = torch.arange(len(rows)) % groups
+    group = torch.arange(len(rows)) // block % groups
+    groups = int(group.max()) + 1
     without = np.array([statistic(rows[group != g]) for g in range(groups)])
     value = groups * statistic(rows) - (groups - 1) * without.mean()
     return float(value), float(1.96 * np.sqrt((groups - 1) * without.var()))

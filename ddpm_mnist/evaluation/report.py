@@ -104,7 +104,11 @@ def compare(
     def distance(x: Tensor) -> float:
         return frechet_distance(x, test_gaussian)
 
-    (unbiased, ci), (floor_unbiased, _) = (jackknife(distance, x) for x in (features, floor_features))
+    block = 1 if asked is None else int(asked.max()) + 1  # they count through the classes
+    (unbiased, ci), (floor_unbiased, _) = (
+        jackknife(distance, features, block=block),
+        jackknife(distance, floor_features),
+    )
     text = f"Fréchet distance of {count:,} samples to the test split"
     add("frechet_distance", text, distance(features), ci, distance(floor_features), "down")
     text = "the same, without the bias of a finite sample"
@@ -205,12 +209,13 @@ def tell_apart(models: tuple[Model, Model], samples: tuple[Tensor, Tensor], data
     def difference(both: Tensor) -> float:
         return frechet_distance(both[:, :width], real) - frechet_distance(both[:, width:], real)
 
-    unbiased = [jackknife(lambda x: frechet_distance(x, real), x)[0] for x in features]
+    block = models[0].num_classes or 1  # samples count through the classes
+    unbiased = [jackknife(lambda x: frechet_distance(x, real), x, block=block)[0] for x in features]
     rows = [
         (
             "Fréchet distance, without the bias of a finite sample",
             *unbiased,
-            jackknife(difference, torch.cat(features, 1)),
+            jackknife(difference, torch.cat(features, 1), block=block),
         )
     ]
     sure = [(confidence > CONFIDENT).double() for _, confidence, _ in scores]
