@@ -74,8 +74,7 @@ class EvaluateConfig(DataOptions, SampleOptions):
     )
     compare: str | None = opt(
         None,
-        "Another model: print the differences between the two, by the same noise, and write nothing. 500 images are "
-        "enough.",
+        "Another model: print the differences between the two, by the same noise, and write nothing.",
         path=True,
     )
     output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
