@@ -98,13 +98,15 @@ def label_column_of(dataset: datasets.Dataset, options: DataOptions) -> str | No
     return named or (labels[0] if len(labels) == 1 else None)
 
 
-def labels_are_hidden(dataset: datasets.Dataset, train: datasets.Dataset, options: DataOptions) -> bool:
-    """Whether no row has a label although the train split has some: -1 or nothing, or no such column."""
+def labels_are_hidden(
+    dataset: datasets.Dataset, train: datasets.Dataset, options: DataOptions, by_row: bool = True
+) -> bool:
+    """Whether a split has no label column although the train split has one; or, `by_row`, -1 or nothing in each row."""
     column = label_column_of(train, options)
     if column is None or column not in dataset.features:
         own = None if options.label_column else label_column_of(dataset, options)  # by another name
         return column is not None and own is None
-    return all(label in (None, -1) for label in dataset.with_format(None)[column][:])
+    return by_row and all(label in (None, -1) for label in dataset.with_format(None)[column][:])
 
 
 def cut_off_a_twentieth(dataset: datasets.Dataset) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -213,15 +215,15 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, int]:
+def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, int, bool]:
     """What a set is like, by `LOOKED_AT` images, evenly spread.
 
     Raises:
-        ConfigError: they are all of one grey, to the eye.
+        ConfigError: their greys differ, but not to the eye.
 
     Returns:
         The brightness of the paper that transparent images are put on: the one on which ink is seen. None where all
-        are opaque. And the channels: 1 where all images are grey, however they are stored, else 3.
+        are opaque. The channels: 1 where all images are grey, however they are stored, else 3. Whether all are blank.
     """
     inks, colour, low, high = [], False, 255, 0
     for row in np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).astype(int).tolist():
@@ -234,13 +236,13 @@ def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, i
             colour = colour or has_colour(to_eight_bits(image))
         except Exception:  # decoding all of them, later, names the ones that cannot be decoded
             continue
-    if 0 <= high - low <= DARK:
+    if 0 < high - low <= DARK:
         raise ConfigError(
             f"--dataset_name: the pixels of its column {image_column} lie between {low} and {high} of 255, which is "
             "one grey to the eye; scale them"
         )
     inks = [ink for ink in inks if ink is not None]
-    return paper_for(sum(inks) / len(inks)) if inks else None, 3 if colour else 1
+    return paper_for(sum(inks) / len(inks)) if inks else None, 3 if colour else 1, high == low
 
 
 def decode_split(
@@ -333,9 +335,11 @@ def load_data(
     train = splits["train"]
     conditional = shape.num_classes is not None
     there = [split for split in ("test", "validation") if len(splits.get(split, ()))]
-    hidden = [s for s in there if (conditional or with_labels) and labels_are_hidden(splits[s], train, options)]
-    if hidden and conditional:  # whose held-out loss needs labels
-        warn(f"{name}: the labels of its {hidden[0]} split are hidden, so that other images are held out.")
+    hidden = []
+    if conditional or with_labels:
+        hidden = [s for s in there if labels_are_hidden(splits[s], train, options, by_row=not conditional)]
+    if hidden and conditional:  # whose held-out loss needs labels; rows without one are named below
+        warn(f"{name}: its {hidden[0]} split has no labels, so that other images are held out.")
         there = [split for split in there if split not in hidden]
     there.sort(key=lambda split: split in hidden)
     if there:
@@ -350,7 +354,9 @@ def load_data(
         raise ConfigError(f"--dataset_name {name}: the train split is empty")
 
     column = image_column_of(train, options)
-    paper, channels = look_at(undecoded(train, column), column)
+    paper, channels, blank = look_at(undecoded(train, column), column)
+    if blank:
+        warn(f"{name}: its images are blank, all of one grey.")
     if shape.channels is None:
         shape = replace(shape, channels=channels)
     if paper is not None:
