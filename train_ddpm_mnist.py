@@ -36,6 +36,7 @@ def train(config: TrainConfig) -> int:
         while run.step < run.num_steps and not run.stop.requested():  # 1: repeat
             for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: draw x_0, t and epsilon ~ N(0, I)
                 with accelerator.accumulate(unet):
+                    images, noise = run.means(images, noise, timesteps, labels)  # x_t as before; not in the paper
                     error = squared_error(unet, scheduler, images, noise, timesteps, labels)
                     weights = loss_weights(scheduler, timesteps, config.loss_weighting, config.snr_gamma)
                     loss = (weights * error).mean()  # L_simple, eq. 14; for v, reweighted

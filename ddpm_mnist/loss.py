@@ -37,6 +37,61 @@ def squared_error(
     return F.mse_loss(model_output.float(), target, reduction="none")
 
 
+@torch.no_grad()
+def posterior_means(
+    scheduler: DDPMScheduler,
+    images: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    references: Tensor,
+    same_class: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """E[x_0 | x_t] and E[epsilon | x_t], if x_0 is one of N + 1 images, its own and the references, all equally likely.
+
+    Many images may have led to an x_t that is mostly noise. The network should output their mean, weighted by how
+    probable each is, and needs many draws of x_0 to find it; here it is computed instead. x_t stays what it is, and so
+    does the expected gradient, as long as references are drawn as x_0 is: the mean of the mean is the mean. Only its
+    noise is less (stable target field, Xu et al. 2023, https://arxiv.org/abs/2302.00670).
+
+    Args:
+        images: x_0, `[B, C, H, W]`, float32.
+        noise: epsilon, shaped like `images`.
+        timesteps: `[B]`, int64.
+        references: `[N, C, H, W]`, float32, drawn independently with replacement from the training images.
+        same_class: `[B, N]`, bool: the references that the image's label allows; None: all.
+
+    Returns:
+        Two of `[B, C, H, W]`, float32. Where the signal is stronger than the noise, images and noise as they are: there
+        x_t tells nearly always which image it came from.
+    """
+    alpha_prod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    mostly_noise = alpha_prod < 0.5
+    rows = mostly_noise if images.device.type == "cpu" else slice(None)  # on a GPU selecting would be a sync
+    alpha, x_0, epsilon, others = (
+        alpha_prod[rows, None],
+        images[rows].flatten(1),
+        noise[rows].flatten(1),
+        references.flatten(1),
+    )
+    x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * epsilon  # eq. 4
+
+    # log q(x_t | x_0) = (sqrt(alpha-bar) x_t . x_0 - alpha-bar |x_0|^2 / 2) / (1 - alpha-bar) + what no x_0 changes
+    scores = alpha.sqrt() * (x_t @ others.T) - alpha / 2 * others.square().sum(1)
+    own_score = (alpha.sqrt() * x_t * x_0 - alpha / 2 * x_0.square()).sum(1, keepdim=True)
+    if same_class is not None:
+        scores = scores.masked_fill(~same_class[rows], -torch.inf)
+    weights = (torch.cat([scores, own_score], dim=1) / (1 - alpha).clamp(min=1e-12)).softmax(dim=1)
+    mean_x_0 = weights[:, :-1] @ others + weights[:, -1:] * x_0
+    mean_epsilon = (x_t - alpha.sqrt() * mean_x_0) / (1 - alpha).clamp(min=1e-12).sqrt()
+
+    means = []
+    for drawn, mean in ((images, mean_x_0), (noise, mean_epsilon)):
+        all_rows = drawn.clone()
+        all_rows[rows] = mean.view(-1, *drawn.shape[1:])
+        means.append(torch.where(mostly_noise[:, None, None, None], all_rows, drawn))
+    return means[0], means[1]
+
+
 def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the network learns to predict, by `prediction_type`: epsilon (eq. 14), x_0 or v; `[B, C, H, W]`."""
     if scheduler.config.prediction_type == "epsilon":

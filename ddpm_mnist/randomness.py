@@ -18,6 +18,7 @@ PURPOSES = (
     "bound",
     "subset",
     "flip",
+    "references",
 )
 
 

@@ -78,6 +78,8 @@ RECOMMENDED = {
     "uniform_timesteps": 0.25,
     "loss_weighting": "output",
     "timestep_sampling": "stratified",
+    "reference_images": 100,
+    "momentum_warmup_steps": 5,
 }
 
 

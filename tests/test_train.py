@@ -16,11 +16,12 @@ from PIL import Image, ImageChops
 
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.loss import loss_weights, prediction_target, timestep_density
+from ddpm_mnist.loss import loss_weights, posterior_means, prediction_target, timestep_density
 from ddpm_mnist.randomness import draw_noise_and_timesteps
 from ddpm_mnist.training import hardware, setup
 from ddpm_mnist.training.checkpoint import load_state
 from ddpm_mnist.training.config import parse_args
+from ddpm_mnist.training.setup import prepare
 
 
 def test_a_run_writes_everything(train):
@@ -324,9 +325,96 @@ def test_timesteps_follow_their_density():
         assert (counts - expected).abs().max() < (0.01 if sampling == "uniform" else 0.002)
 
 
+def brute_force_means(x_t, alpha, choices):
+    """E[x_0 | x_t] and E[epsilon | x_t] by eq. 4's density, in float64, for K equally likely x_0: `[K, C, H, W]`."""
+    x_t, choices, alpha = x_t.double(), choices.double(), alpha.double()
+    noises = (x_t - alpha.sqrt() * choices) / (1 - alpha).sqrt()
+    weights = (-0.5 * (noises**2).flatten(1).sum(1)).softmax(0)[:, None, None, None]
+    return (weights * choices).sum(0), (weights * noises).sum(0)
+
+
+def test_posterior_means_are_those_of_the_density_and_leave_x_t_as_it_is():
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler()
+    alike = torch.randn(1, 1, 8, 8)  # else x_t would tell them apart
+    images, references = (alike + 0.3 * torch.randn(n, 1, 8, 8) for n in (40, 30))
+    noise, timesteps = torch.randn(images.shape), torch.arange(40) * 25
+    mean_images, mean_noise = posterior_means(scheduler, images, noise, timesteps, references)
+    x_t = scheduler.add_noise(images, noise, timesteps)
+    torch.testing.assert_close(scheduler.add_noise(mean_images, mean_noise, timesteps), x_t, atol=1e-5, rtol=0)
+    alphas = scheduler.alphas_cumprod[timesteps]
+    changed = [not torch.equal(a, b) for a, b in zip(mean_images, images)]
+    assert changed == (alphas < 0.5).tolist() and 20 < sum(changed) < 40
+    for i in range(40):
+        if alphas[i] < 0.5:
+            expected = brute_force_means(x_t[i], alphas[i], torch.cat([images[i : i + 1], references]))
+            for mean, value in zip((mean_images[i], mean_noise[i]), expected):
+                torch.testing.assert_close(mean, value.float(), atol=2e-4, rtol=0)
+        else:
+            assert torch.equal(mean_noise[i], noise[i])
+
+
+def test_posterior_means_do_not_depend_on_which_image_led_to_x_t():
+    """So their mean over the image that was drawn is the mean given x_t: the expected gradient does not change."""
+    torch.manual_seed(0)
+    scheduler, timesteps = DDPMScheduler(), torch.tensor([500])
+    images, x_t = torch.randn(4, 1, 8, 8) * 0.3, torch.randn(1, 1, 8, 8)
+    alpha = scheduler.alphas_cumprod[500]
+    found = []
+    for i in range(4):
+        noise = (x_t - alpha.sqrt() * images[i]) / (1 - alpha).sqrt()
+        others = images[[j for j in range(4) if j != i]]
+        found.append(posterior_means(scheduler, images[i : i + 1], noise, timesteps, others))
+    for means in found[1:]:
+        for mean, first in zip(means, found[0]):
+            torch.testing.assert_close(mean, first, atol=1e-5, rtol=0)
+
+
+def test_posterior_means_keep_to_the_class(dataset_dir, tmp_path):
+    torch.manual_seed(0)
+    scheduler, timesteps = DDPMScheduler(), torch.tensor([900, 900])
+    images, noise, references = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    same_class = torch.tensor([[True, True, False], [False, False, False]])
+    given = posterior_means(scheduler, images, noise, timesteps, references, same_class)
+    allowed = posterior_means(scheduler, images[:1], noise[:1], timesteps[:1], references[:2])
+    for mean, expected, drawn in zip(given, allowed, (images, noise)):
+        torch.testing.assert_close(mean[:1], expected)
+        torch.testing.assert_close(mean[1:], drawn[1:], atol=1e-5, rtol=0)  # no other of its class
+
+    options = {"unet.num_class_embeds": 11, "class_dropout_prob": 0.1, **RECOMMENDED}
+    with prepare(parse_args(smoke_args(dataset_dir, tmp_path / "run", **options))) as run:
+        run.begin()
+        images, labels, _, noise = next(run.batches())
+        labels[0] = 10  # dropped: any image may have led there
+        run.references = images[1:2], torch.tensor([7])
+        means, _ = run.means(images, noise, torch.full((len(images),), 900), labels)
+    differs = [not torch.allclose(a, b, atol=1e-3) for a, b in zip(means, images)]
+    assert differs[0]
+    assert differs[2:] == [label in (7, 10) for label in labels[2:].tolist()]
+
+
+def test_references_are_drawn_anew_every_ten_updates_and_depend_on_the_step_only(dataset_dir, tmp_path):
+    with prepare(parse_args(smoke_args(dataset_dir, tmp_path / "run", reference_images=50))) as run:
+        run.begin()
+        seen = []
+        for run.step in (0, 9, 10, 11):
+            run.draw_references()
+            seen.append(run.references[0])
+        run.references, run.step = None, 9  # as after a resume
+        run.draw_references()
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
+    assert torch.equal(run.references[0], seen[0]) and seen[0].shape == (50, 1, 28, 28)
+    assert -1 <= seen[0].min() < seen[0].max() <= 1
+
+
 def test_weights_and_timesteps_of_the_loss_are_options(train):
     plain = metrics(train("plain", validation_steps=0), "loss")
-    for name, value in (("snr_gamma", 5), ("timestep_sampling", "stratified"), ("uniform_timesteps", 0.5)):
+    for name, value in (
+        ("snr_gamma", 5),
+        ("timestep_sampling", "stratified"),
+        ("uniform_timesteps", 0.5),
+        ("reference_images", 100),
+    ):
         assert metrics(train(name, validation_steps=0, **{name: value}), "loss") != plain
     by_weighting = [
         metrics(train(weighting, validation_steps=0, **(RECOMMENDED | {"loss_weighting": weighting})), "loss")

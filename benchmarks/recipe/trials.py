@@ -6,7 +6,9 @@ measures the model. Results are appended to `trials.jsonl` in this folder, and a
 """
 
 import argparse
+import itertools
 import json
+import platform
 import statistics
 import subprocess
 import sys
@@ -72,7 +74,8 @@ def batch_size(options: list[str], name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_name", default="ylecun/mnist")
-    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[4], help="one model of each trial for each")
+    parser.add_argument("--machine", default=platform.machine(), help="noted in the rows: compare those of one only")
     parser.add_argument("--only", nargs="*", help="names of trials; default: all, with the peers")
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--keep", help="folder to keep the models in; default: they are deleted")
@@ -81,13 +84,13 @@ def main() -> None:
     trials = {name: options for name, options in (TRIALS | PEERS).items() if not args.only or name in args.only}
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(args.keep or folder)
-        plan = {}
+        rates = {}
         for i, (name, options) in enumerate(trials.items()):  # all speeds first, while the machine is quiet
-            rate, _ = train(name, options, 30, Path(folder, f"speed-{i}"), dataset)
-            plan[name] = (options, rate, max(1, round(args.minutes * 60 * rate / batch_size(options, name))))
-            print(f"{name}: {rate:.0f} images/s, {plan[name][2]} updates", flush=True)
-        for name, (options, rate, steps) in plan.items():
-            output_dir = kept / "".join(c if c.isalnum() else "-" for c in f"{name} {args.minutes:g}")
+            rates[name], _ = train(name, options, 30, Path(folder, f"speed-{i}"), dataset)
+            print(f"{name}: {rates[name]:.0f} images/s", flush=True)
+        for minutes, (name, options) in itertools.product(args.minutes, trials.items()):
+            steps = max(1, round(minutes * 60 * rates[name] / batch_size(options, name)))
+            output_dir = kept / "".join(c if c.isalnum() else "-" for c in f"{name} {minutes:g}")
             _, loss = train(name, options, steps, output_dir, dataset)
             command = [sys.executable, "evaluate.py", f"--model={output_dir}", *dataset]
             command += [f"--num_images={args.num_images}", "--bound_images=0"]
@@ -96,9 +99,10 @@ def main() -> None:
             row = {
                 "trial": name,
                 "options": options,
-                "minutes": args.minutes,
+                "machine": args.machine,
+                "minutes": minutes,
                 "updates": steps,
-                "images_per_second": rate,
+                "images_per_second": rates[name],
                 "loss": loss,
             }
             with results.open("a", encoding="utf-8") as file:

@@ -41,6 +41,7 @@ SCHEDULER = {
     "clip_sample": True,
 }
 SECTIONS = ("unet", "scheduler")
+BEFORE = {"uniform_timesteps": 1.0, "reference_images": 0, "momentum_warmup_steps": 0}  # what runs did without them
 
 
 @dataclass
@@ -82,6 +83,9 @@ class OptimizationOptions:
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = opt("cosine", "Shape of the learning rate after the warm-up.", fixed_on_resume=True)
     lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0, fixed_on_resume=True)
+    momentum_warmup_steps: int = opt(
+        150, "Updates over which Muon's momentum rises from 0.85 to 0.95.", at_least=0, fixed_on_resume=True
+    )
     adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True, fixed_on_resume=True)
     adam_beta2: float = opt(0.99, "AdamW's beta2.", fraction=True, fixed_on_resume=True)
     adam_weight_decay: float = opt(0.01, "AdamW's weight decay.", at_least=0, fixed_on_resume=True)
@@ -120,6 +124,13 @@ class OptimizationOptions:
         "output",
         "The loss is the squared error of the noise (L_simple), or of what the network outputs: for v, that of the "
         "noise over alpha-bar_t.",
+        fixed_on_resume=True,
+    )
+    reference_images: int = opt(
+        16384,
+        "Where x_t is mostly noise, the target is a mean over so many training images, weighted by how probable each "
+        "is; 0: the image's own.",
+        at_least=0,
         fixed_on_resume=True,
     )
     snr_gamma: float | None = opt(
@@ -242,8 +253,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     given = peek(arguments, "config", "max_train_steps", "num_train_epochs")
     file = Path(given.config).expanduser() if given.config else None
     values = read_yaml("--config", file) if file else {}
-    if "adam_epsilon" in values and "uniform_timesteps" not in values:
-        values["uniform_timesteps"] = 1.0  # the train_config.yaml of a run from before there was the option
+    if "adam_epsilon" in values:  # the train_config.yaml of a run, perhaps from before there were these options
+        values = BEFORE | values
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
     config, rest = read_options(
         TrainConfig,

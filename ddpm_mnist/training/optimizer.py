@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 
-MOMENTUM = 0.95
+MOMENTUM, FIRST_MOMENTUM = 0.95, 0.85
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that moves singular values to about 1
 
 
@@ -45,13 +45,17 @@ class Muon(torch.optim.AdamW):
     Args:
         matrices: parameters of two dimensions or more, for Muon.
         others: the other parameters, for AdamW.
+        momentum_warmup_steps: Muon's momentum rises from 0.85 to 0.95 over so many updates. Early gradients turn fast.
         lr, betas, eps, weight_decay: those of AdamW; Muon uses `lr` and `weight_decay` only.
 
     Attributes:
         found_inf: `[]` or `[1]`, set by the caller: if not 0, `step` skips the update of weights and momentum.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], **adamw):
+    def __init__(
+        self, matrices: list[nn.Parameter], others: list[nn.Parameter], momentum_warmup_steps: int = 0, **adamw
+    ):
+        self.momentum_warmup_steps = momentum_warmup_steps
         super().__init__([{"params": matrices, "muon": True}, {"params": others, "muon": False}], fused=True, **adamw)
 
     @torch.no_grad()
@@ -64,15 +68,23 @@ class Muon(torch.optim.AdamW):
             self.muon_step(parameters, **{key: self.param_groups[0][key] for key in ("lr", "weight_decay")})
         return super().step(closure)
 
+    def momentum(self, step: Tensor | int) -> Tensor | float:
+        """The share of the old momentum that an update keeps, after `step` updates."""
+        if self.momentum_warmup_steps == 0:
+            return MOMENTUM
+        left = (1 - torch.as_tensor(step) / self.momentum_warmup_steps).clamp(min=0)
+        return MOMENTUM - (MOMENTUM - FIRST_MOMENTUM) * left
+
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         """Update parameters of one shape with Muon."""
         grad = torch.stack([p.grad.float() for p in parameters])
         momentum = torch.stack([self.state[p].get("momentum", torch.zeros_like(p)) for p in parameters])
+        memory = self.momentum(self.state[parameters[0]].get("step", 0))
         found_inf = getattr(self, "found_inf", torch.zeros((), device=grad.device)).reshape(())
         taken = (found_inf == 0).float()
         grad = torch.where(found_inf == 0, grad, momentum)  # 0 * NaN would be NaN
-        momentum = momentum.lerp(grad, 1 - MOMENTUM)
-        update = orthogonalize(grad.lerp(momentum, MOMENTUM).flatten(2)).view_as(grad)
+        momentum = momentum.lerp(grad, 1 - memory)
+        update = orthogonalize(grad.lerp(momentum, memory).flatten(2)).view_as(grad)
         step_size = lr * 0.2 * max(grad.flatten(2).shape[1:]) ** 0.5 * taken
         for parameter, m, u in zip(parameters, momentum, update):
             state = self.state[parameter]
@@ -95,7 +107,8 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     apart = {id(p) for module in outer if module is not None for p in module.parameters()}
     matrices = [p for p in unet.parameters() if p.dim() > 1 and id(p) not in apart]
     chosen = {id(p) for p in matrices}
-    return Muon(matrices, [p for p in unet.parameters() if id(p) not in chosen], **adamw)
+    others = [p for p in unet.parameters() if id(p) not in chosen]
+    return Muon(matrices, others, config.momentum_warmup_steps, **adamw)
 
 
 def clip_gradients(

@@ -19,16 +19,16 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import Data, index_batches, load_data
+from ..data import Data, Images, index_batches, load_data
 from ..hub.checkpoints import CheckpointPusher
 from ..hub.push import check_repo_id, read_token
-from ..loss import timestep_density
+from ..loss import posterior_means, timestep_density
 from ..options import ConfigError, first_line, shorten
-from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout
+from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout, seeded_generator
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
-from .config import TrainConfig
+from .config import BEFORE, TrainConfig
 from .hardware import start_accelerator
 from .log import MetricsLog, count_update
 from .models import build, check_models, start_from
@@ -36,6 +36,8 @@ from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
+REFERENCES_LAST = 10  # updates; drawing them takes as long as using them
+MAX_REFERENCE_PIXELS = 2**24  # 64 MB
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
 ONE_AT_A_TIME = threading.Lock()  # Accelerate's state is the process's, and two runs would share it
 LOST_PEER = re.compile("timed? ?out|connection (closed|reset|refused)|peer|gloo|nccl", re.IGNORECASE)
@@ -69,6 +71,7 @@ class Run:
         self.counts = self.counts.to(self.accelerator.device)
         normal = self.config.log_snr_mean, self.config.log_snr_std
         self.timestep_density = timestep_density(self.scheduler, *normal, self.config.uniform_timesteps)
+        self.references = None  # images and labels, see `draw_references`
         self.lock = None  # of the output folder, in the main process
         self.pusher = None  # of checkpoints, in the main process, where the config asks for it
 
@@ -127,6 +130,7 @@ class Run:
             self.timestep_density,
         )
         self.update_loss = torch.zeros((), device=device)
+        self.draw_references()
         for micro_step in range(config.gradient_accumulation_steps):
             share = self.accelerator.num_processes * micro_step + self.accelerator.process_index
             rows = slice(share * batch_size, (share + 1) * batch_size)
@@ -140,6 +144,33 @@ class Run:
             if config.random_flip:
                 images = flip_images(images, config.seed, self.step, self.global_batch, rows)
             yield images, labels, all_timesteps[rows], all_noise[rows]
+
+    def draw_references(self) -> None:
+        """Draw the images for `means`, anew every few updates. None from a set that stays on the disk."""
+        count = min(self.config.reference_images, len(self.data.train), MAX_REFERENCE_PIXELS // self.data.pixels)
+        if count == 0 or not isinstance(self.data.train, Images):
+            return
+        number, first = divmod(self.step, REFERENCES_LAST)
+        if self.references is None or first == 0:
+            generator = seeded_generator(self.config.seed, "references", number)
+            indices = torch.randint(len(self.data.train), (count,), generator=generator)
+            images, labels = next(self.data.train.batches(iter([indices])))
+            if self.config.random_flip:
+                flipped = (torch.rand(count, generator=generator) < 0.5).to(images.device)
+                images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            self.references = images, labels
+
+    def means(self, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x_0 and epsilon; with `reference_images`, their means given x_t (and the label): see `posterior_means`."""
+        if self.references is None:
+            return images, noise
+        references, reference_labels = self.references
+        same_class = None
+        if labels is not None:
+            same_class = labels[:, None] == reference_labels
+            if self.config.null_class_label is not None:
+                same_class |= (labels == self.config.null_class_label)[:, None]
+        return posterior_means(self.scheduler, images, noise, timesteps, references, same_class)
 
     def add_loss(self, loss: Tensor) -> None:
         """Count the loss of a micro-batch towards that of the update."""
@@ -204,7 +235,7 @@ class Run:
 
     def load(self) -> None:
         """Resume from `checkpoint`. ConfigError: it is of another run."""
-        older = TrainConfig().identity() | {"uniform_timesteps": 1.0}  # what it was before there was the option
+        older = TrainConfig().identity() | BEFORE
         state = load_state(self.checkpoint, self.identity, older)
         load_weights(self.checkpoint, self.bare_unet, self.ema)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,64 @@
+"""Quality over minutes of training: `python -m benchmarks.recipe.minutes --machine NAME --plot FILE`
+
+    python -m benchmarks.recipe.trials --dataset_name PATH --machine NAME --minutes 1 3 10 \\
+        --only "the default" "stock, its defaults"
+
+Prints one row for each model, and after how many minutes the default is as good as the peer after ten.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+TRIALS = Path(__file__).with_name("trials.jsonl")
+CURVES = {"the default": "ours", "stock, its defaults": "diffusers' train_unconditional.py"}
+
+
+def crossing(minutes: list[float], distances: list[float], wanted: float) -> float | None:
+    """When the distance falls to `wanted`, by a straight line between the logarithms; None: not within the curve."""
+    falling = np.minimum.accumulate(distances)
+    if not falling[-1] <= wanted <= falling[0]:
+        return None
+    return float(np.exp(np.interp(-np.log(wanted), -np.log(falling), np.log(minutes))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--machine", required=True, help="as the trials were noted")
+    parser.add_argument("--plot", help="a .png file")
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in TRIALS.read_text(encoding="utf-8").splitlines()]
+    rows = sorted((r for r in rows if r.get("machine") == args.machine), key=lambda r: r["minutes"])
+    curves = {name: [r for r in rows if r["trial"] == name] for name in CURVES}
+
+    print("| | minutes | updates | images | Fréchet | confident |\n| --- | --- | --- | --- | --- | --- |")
+    figure = Figure(figsize=(7, 3.5))
+    axes = figure.add_subplot()
+    for name, label in CURVES.items():
+        for r in curves[name]:
+            seen = round(r["minutes"] * 60 * r["images_per_second"])
+            print(
+                f"| {label} | {r['minutes']:g} | {r['updates']:,} | {seen:,} | {r['frechet_distance']:.2f} |"
+                f" {r['confident']:.1%} |"
+            )
+        axes.loglog(
+            [r["minutes"] for r in curves[name]], [r["frechet_distance"] for r in curves[name]], "o-", label=label
+        )
+    axes.set(xlabel="minutes of training on 2 cores", ylabel="Fréchet distance to the test split")
+    axes.legend()
+    if args.plot:
+        figure.tight_layout()
+        figure.savefig(args.plot, dpi=100, metadata={"Software": None})
+
+    peer = [r["frechet_distance"] for r in curves["stock, its defaults"] if r["minutes"] == 10]
+    ours = curves["the default"]
+    if peer and ours:
+        minutes = crossing([r["minutes"] for r in ours], [r["frechet_distance"] for r in ours], peer[0])
+        print(f"\nThe peer has {peer[0]:.2f} after 10 minutes, ours after {minutes and minutes * 60} seconds.")
+
+
+if __name__ == "__main__":
+    main()
