@@ -20,7 +20,7 @@ from .common import DEVICE, OURS, ROOT, STOCK, build, machine, table, take_turns
 
 def rows(model: str | None, num_images: int, steps: int, repeats: int):
     def unet(cls):
-        made = cls.from_pretrained(model, subfolder="unet") if model else build(cls, (32, 64, 64), None)
+        made = cls.from_pretrained(model, subfolder="unet") if model else build(cls, (16, 48, 96), None)
         return made.to(DEVICE).eval()
 
     stock, ours = unet(STOCK), unet(OURS)

@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each model, after two to warm up")
-    parser.add_argument("--widths", default="32,64,64 16,32,64 64,128,128", help="block_out_channels; one model each")
+    parser.add_argument("--widths", default="16,48,96 32,64,64 64,128,128", help="block_out_channels; one model each")
     parser.add_argument("--keep_freed_memory", action="store_true", help="call mallopt as our script does")
     args = parser.parse_args()
     if args.keep_freed_memory:

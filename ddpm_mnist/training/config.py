@@ -23,7 +23,7 @@ UNET = {
     "sample_size": 28,
     "in_channels": None,  # 1 or 3, as the images have
     "out_channels": None,
-    "block_out_channels": [32, 64, 64],
+    "block_out_channels": [16, 48, 96],
     "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
@@ -53,7 +53,7 @@ class OutputOptions:
     resume_from_checkpoint: str | None = opt(
         None, "A checkpoint folder, or 'latest' for the newest in output_dir.", path=True, saved=False
     )
-    checkpointing_steps: int = opt(880, "Save a checkpoint every so many updates, and one at the end.", at_least=1)
+    checkpointing_steps: int = opt(800, "Save a checkpoint every so many updates, and one at the end.", at_least=1)
     checkpoints_total_limit: int | None = opt(2, "Keep so many of the newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
     trackio_space_id: str | None = opt(None, "Space for trackio's dashboard: USER/NAME. Default: on this machine.")
@@ -67,7 +67,7 @@ class OptimizationOptions:
 
     train_batch_size: int = opt(64, "Images per process and micro-batch.", at_least=1)
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.", at_least=1)
-    max_train_steps: int | None = opt(2640, "Length of the run in optimizer updates.", at_least=1)
+    max_train_steps: int | None = opt(3200, "Length of the run in optimizer updates.", at_least=1)
     num_train_epochs: int | None = opt(
         None, "Length of the run in passes over the images, instead of max_train_steps.", at_least=1
     )
@@ -163,7 +163,7 @@ class OptimizationOptions:
 class ValidationOptions:
     """Validation"""
 
-    validation_steps: int = opt(880, "Held-out loss and a grid of samples every so many updates; 0: never.", at_least=0)
+    validation_steps: int = opt(800, "Held-out loss and a grid of samples every so many updates; 0: never.", at_least=0)
     num_validation_samples: int = opt(1024, "Held-out images for the loss.", at_least=1)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
     ddpm_num_inference_steps: int = opt(50, "DDIM steps for each grid.", at_least=1)
