@@ -60,7 +60,7 @@ def measure_step(size: int, widths: tuple[int, ...], batch_size: int, dtype: tor
 
 def growth_rows(dtype: torch.dtype):
     base = {"size": 28, "widths": (16, 48, 96), "batch_size": 64}
-    changes = [{}, *({"size": s} for s in (32, 64)), *({"widths": w} for w in ((16, 32, 32), (64, 128, 128)))]
+    changes = [{}, *({"size": s} for s in (32, 64)), *({"widths": w} for w in ((8, 24, 48), (32, 96, 192)))]
     changes += [{"batch_size": b} for b in (16, 256)]
     context = multiprocessing.get_context("spawn")
     for change in changes:

@@ -1,5 +1,5 @@
-"""The training objective of DDPM, L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14): its weights, and
-the density of t."""
+"""The training objective of DDPM, L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14): its target, its
+weights, and the density of t."""
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,8 @@ def squared_error(
     timesteps, and no noise would be added.
 
     Args:
-        images: x_0, `[B, C, H, W]`, float32 in [-1, 1].
-        noise: epsilon ~ N(0, I), shaped like `images`.
+        images: x_0, `[B, C, H, W]`, float32 in [-1, 1]; or its mean given x_t, see `posterior_means`.
+        noise: epsilon ~ N(0, I), shaped like `images`; or its mean given x_t.
         timesteps: `[B]`, int64, 0 <= t < T.
         class_labels: `[B]`, int64, for a conditional U-Net.
 
@@ -37,6 +37,11 @@ def squared_error(
     return F.mse_loss(model_output.float(), target, reduction="none")
 
 
+def selecting_waits(tensor: Tensor) -> bool:
+    """Whether selecting rows by a mask is a host-device sync: not on a CPU."""
+    return tensor.device.type != "cpu"
+
+
 @torch.no_grad()
 def posterior_means(
     scheduler: DDPMScheduler,
@@ -46,12 +51,12 @@ def posterior_means(
     references: Tensor,
     same_class: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """E[x_0 | x_t] and E[epsilon | x_t], if x_0 is one of N + 1 images, its own and the references, all equally likely.
+    """E[x_0 | x_t] and E[epsilon | x_t], where x_0 is equally likely to be the image itself or one of N references.
 
     Many images may have led to an x_t that is mostly noise. The network should output their mean, weighted by how
-    probable each is, and needs many draws of x_0 to find it; here it is computed instead. x_t stays what it is, and so
-    does the expected gradient, as long as references are drawn as x_0 is: the mean of the mean is the mean. Only its
-    noise is less (stable target field, Xu et al. 2023, https://arxiv.org/abs/2302.00670).
+    probable each is, and would need many draws of x_0 to find it; here it is computed. x_t stays what it is. If the
+    references are drawn as x_0 is, so does the expected gradient for given weights, by the law of total expectation;
+    its noise is less (stable target field, Xu et al. 2023, https://arxiv.org/abs/2302.00670).
 
     Args:
         images: x_0, `[B, C, H, W]`, float32.
@@ -66,7 +71,7 @@ def posterior_means(
     """
     alpha_prod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     mostly_noise = alpha_prod < 0.5
-    rows = mostly_noise if images.device.type == "cpu" else slice(None)  # on a GPU selecting would be a sync
+    rows = slice(None) if selecting_waits(images) else mostly_noise
     alpha, x_0, epsilon, others = (
         alpha_prod[rows, None],
         images[rows].flatten(1),
@@ -75,9 +80,10 @@ def posterior_means(
     )
     x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * epsilon  # eq. 4
 
-    # log q(x_t | x_0) = (sqrt(alpha-bar) x_t . x_0 - alpha-bar |x_0|^2 / 2) / (1 - alpha-bar) + what no x_0 changes
-    scores = alpha.sqrt() * (x_t @ others.T) - alpha / 2 * others.square().sum(1)
-    own_score = (alpha.sqrt() * x_t * x_0 - alpha / 2 * x_0.square()).sum(1, keepdim=True)
+    # log q(x_t | x_0) = (sqrt(alpha-bar) x_t . x_0 - alpha-bar |x_0|^2 / 2) / (1 - alpha-bar) + terms without x_0
+    scores = alpha.sqrt() * (x_t @ others.T) - alpha / 2 * torch.linalg.vector_norm(others, dim=1).square()
+    own_product = (x_t @ x_0.T).diagonal()[:, None]  # a matrix product, as above: equally exact where TF32 is used
+    own_score = alpha.sqrt() * own_product - alpha / 2 * torch.linalg.vector_norm(x_0, dim=1, keepdim=True).square()
     if same_class is not None:
         scores = scores.masked_fill(~same_class[rows], -torch.inf)
     weights = (torch.cat([scores, own_score], dim=1) / (1 - alpha).clamp(min=1e-12)).softmax(dim=1)

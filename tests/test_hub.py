@@ -323,16 +323,18 @@ def test_a_card_edited_by_hand_stays(model, tmp_path):
 def test_the_card_says_how_timesteps_and_loss_differ_from_the_paper(model, tmp_path):
     other = copy(model, tmp_path)
     settings = yaml.safe_load((other / "train_config.yaml").read_text(encoding="utf-8"))
-    assert "timesteps of a batch" not in write_card(other, "alice/a").text  # uniform, as in the paper
+    text = write_card(other, "alice/a").text
+    assert "timesteps of a batch" not in text and "what was drawn" not in text  # as in the paper
     scheduler = json.loads((other / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))
     changed = json.dumps(scheduler | {"prediction_type": "v_prediction"})
     (other / "scheduler/scheduler_config.json").write_text(changed, encoding="utf-8")
     for weighting, there in (("noise", False), ("output", True)):
-        more = {"uniform_timesteps": 0.25, "loss_weighting": weighting}
+        more = {"uniform_timesteps": 0.25, "loss_weighting": weighting, "reference_images": 16384}
         (other / "train_config.yaml").write_text(yaml.safe_dump(settings | more), encoding="utf-8")
         text = write_card(other, "alice/a").text
         assert "| timesteps of a batch | uniform, 75% by log SNR ~ N(-1.75, 1.9^2) | uniform |" in text
         assert ("| weights of the loss | 1, for v_prediction | 1 |" in text) == there
+        assert "| its mean, over 16,384 images | what was drawn |" in text
     (other / "train_config.yaml").write_text("seed: 1", encoding="utf-8")
     with pytest.raises(ConfigError, match="train_config.yaml lacks train_batch_size"):
         write_card(other, "alice/a")

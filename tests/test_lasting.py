@@ -56,17 +56,22 @@ def test_a_checkpoint_of_the_release_resumes_to_the_same_end(tmp_path, capsys):
     assert all(torch.allclose(ours[key], released[key], rtol=1e-3, atol=1e-5) for key in ours)
 
 
-def test_a_checkpoint_from_before_an_option_is_of_a_run_without_it(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "before", "now"),
+    [("uniform_timesteps", 1.0, 0.25), ("reference_images", 0, 9), ("momentum_warmup_steps", 0, 3)],
+)
+def test_a_checkpoint_from_before_an_option_is_of_a_run_without_it(tmp_path, capsys, option, before, now):
     shutil.copytree(RELEASE / "checkpoint-4", tmp_path / "run/checkpoint-4")
-    more = [f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=latest", "--uniform_timesteps=0.25"]
+    more = [f"--output_dir={tmp_path / 'run'}", "--resume_from_checkpoint=latest", f"--{option}={now}"]
     assert in_process(train_ddpm_mnist.main, *ARGUMENTS, *more) == 2
-    assert "it was trained with uniform_timesteps = 1.0, this run has 0.25" in capsys.readouterr().err
+    assert f"it was trained with {option} = {before}, this run has {now}" in capsys.readouterr().err
 
 
 def test_the_settings_of_a_run_from_before_an_option_train_without_it(tmp_path):
     config = RELEASE / "pipeline/train_config.yaml"
     assert "uniform_timesteps" not in config.read_text(encoding="utf-8")
-    assert parse_args([f"--config={config}"]).uniform_timesteps == 1
+    before = parse_args([f"--config={config}"])
+    assert (before.uniform_timesteps, before.reference_images, before.momentum_warmup_steps) == (1, 0, 0)
     assert parse_args([f"--config={config}", "--uniform_timesteps=0.5"]).uniform_timesteps == 0.5
 
 

@@ -16,6 +16,8 @@ from PIL import Image, ImageChops
 
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
+from ddpm_mnist import loss as loss_of_ddpm
+from ddpm_mnist.data import scale
 from ddpm_mnist.loss import loss_weights, posterior_means, prediction_target, timestep_density
 from ddpm_mnist.randomness import draw_noise_and_timesteps
 from ddpm_mnist.training import hardware, setup
@@ -89,9 +91,10 @@ def test_a_resumed_run_may_be_longer_but_not_another(train, capsys):
 
 def test_processes_and_accumulation_do_not_change_the_run(train, dataset_dir, tmp_path):
     """1 x 16, 2 x 8 and 1 x 8 x 2: the same losses, learning rates, held-out losses and samples."""
-    one = train("one", num_validation_images=5)
-    accumulated = train("accumulated", train_batch_size=8, gradient_accumulation_steps=2, num_validation_images=5)
-    args = smoke_args(dataset_dir, tmp_path / "two", train_batch_size=8, num_validation_images=5)
+    options = {"num_validation_images": 5, **RECOMMENDED}
+    one = train("one", **options)
+    accumulated = train("accumulated", train_batch_size=8, gradient_accumulation_steps=2, **options)
+    args = smoke_args(dataset_dir, tmp_path / "two", train_batch_size=8, **options)
     done = python("train_ddpm_mnist.py", *args, processes=2)
     assert done.returncode == 0, done.stderr
     assert "(2 process(es) x 8 x 1)" in done.stdout
@@ -386,11 +389,54 @@ def test_posterior_means_keep_to_the_class(dataset_dir, tmp_path):
         run.begin()
         images, labels, _, noise = next(run.batches())
         labels[0] = 10  # dropped: any image may have led there
+        labels[2], labels[3] = 7, 8
         run.references = images[1:2], torch.tensor([7])
         means, _ = run.means(images, noise, torch.full((len(images),), 900), labels)
     differs = [not torch.allclose(a, b, atol=1e-3) for a, b in zip(means, images)]
-    assert differs[0]
+    assert differs[0] and differs[2] and not differs[3]
     assert differs[2:] == [label in (7, 10) for label in labels[2:].tolist()]
+
+
+def test_posterior_means_on_a_gpu_are_the_same(monkeypatch):
+    """A GPU is simulated: there no rows are selected, which would be a sync, and the mean is taken where it counts."""
+    torch.manual_seed(0)
+    scheduler, timesteps = DDPMScheduler(), torch.arange(20) * 50
+    images, noise, references = torch.randn(20, 1, 4, 4), torch.randn(20, 1, 4, 4), torch.randn(9, 1, 4, 4)
+    same_class = torch.rand(20, 9) < 0.5
+    for allowed in (None, same_class):
+        selected = posterior_means(scheduler, images, noise, timesteps, references, allowed)
+        with monkeypatch.context() as patch:
+            patch.setattr(loss_of_ddpm, "selecting_waits", lambda tensor: True)
+            whole = posterior_means(scheduler, images, noise, timesteps, references, allowed)
+            few = DDPMScheduler(beta_start=1e-9, beta_end=1e-9, num_train_timesteps=2)  # 1 - alpha-bar rounds to 0
+            unchanged = posterior_means(few, images, noise, timesteps % 2, references, allowed)
+        for a, b in zip(selected, whole):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert torch.equal(unchanged[0], images) and torch.equal(unchanged[1], noise)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 250), ({"max_resident_gb": 0}, 0), ({"random_flip": True}, 250), ({"reference_images": 0}, 0)],
+)
+def test_how_many_references_there_are(options, count, tiny_dataset_dir, tmp_path):
+    given = {"reference_images": 300, **options}
+    with prepare(config := parse_args(smoke_args(tiny_dataset_dir, tmp_path / "run", **given))) as run:
+        run.begin()
+        images, labels, timesteps, noise = next(run.batches())
+        means, _ = run.means(images, noise, torch.full_like(timesteps, 999), labels)
+        assert config.reference_images == run.identity["reference_images"] == count
+        if count == 0:
+            assert run.references is None and torch.equal(means, images)
+            return
+    drawn = run.references[0]
+    assert len(drawn) == count
+    assert (means - means.mean(0)).abs().max() < 0.2  # at t = 999 nothing tells the images apart
+    assert (images - images.mean(0)).abs().max() > 0.2
+    known = {image.tobytes() for image in scale(run.data.train.images).numpy()}
+    unknown = [image for image in drawn if image.numpy().tobytes() not in known]
+    assert bool(unknown) == bool(options.get("random_flip"))
+    assert all(image.flip(-1).numpy().tobytes() in known for image in unknown)
 
 
 def test_references_are_drawn_anew_every_ten_updates_and_depend_on_the_step_only(dataset_dir, tmp_path):

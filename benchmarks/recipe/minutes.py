@@ -57,7 +57,8 @@ def main() -> None:
     ours = curves["the default"]
     if peer and ours:
         minutes = crossing([r["minutes"] for r in ours], [r["frechet_distance"] for r in ours], peer[0])
-        print(f"\nThe peer has {peer[0]:.2f} after 10 minutes, ours after {minutes and minutes * 60} seconds.")
+        ours_then = "not within these rows" if minutes is None else f"after {minutes * 60:.0f} seconds"
+        print(f"\nThe peer has {peer[0]:.2f} after 10 minutes, ours {ours_then}.")
 
 
 if __name__ == "__main__":

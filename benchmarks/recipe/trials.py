@@ -2,7 +2,7 @@
 
 Each trial is the default with something changed. A short run measures its speed, without start-up, validation and
 export. The trial then trains for as many updates as fit into `--minutes` at that speed, and `python evaluate.py`
-measures the model. Results are appended to `trials.jsonl` in this folder, and all of that file is printed as a table.
+measures the model. Results are appended to `trials.jsonl` in this folder, whose rows of this machine are printed.
 """
 
 import argparse
@@ -21,7 +21,10 @@ COSINE, OF_NOISE = ["--scheduler.beta_schedule=squaredcos_cap_v2"], ["--loss_wei
 TRIALS = {  # name: options over configs/mnist.yaml
     "the default": [],
     "the paper's recipe": ["--config=configs/paper.yaml"],
-    "epsilon, uniform t": EPSILON + UNIFORM,  # the default before
+    "epsilon, uniform t": EPSILON + UNIFORM,
+    "targets as drawn": ["--reference_images=0"],
+    "momentum 0.95 from the start": ["--momentum_warmup_steps=0"],
+    "widths (32, 64, 64)": ["--unet.block_out_channels=[32,64,64]"],
     "epsilon": EPSILON,
     "uniform t": UNIFORM,
     "the error of the noise": OF_NOISE,
@@ -109,9 +112,11 @@ def main() -> None:
                 file.write(json.dumps(row | metrics) + "\n")
             print(name, metrics, flush=True)
 
-    print("\n| minutes | recipe | updates | images/s | loss | Fréchet | confident | precision | recall | coverage |")
+    print(f"\nOn {args.machine}:\n")
+    print("| minutes | recipe | updates | images/s | loss | Fréchet | confident | precision | recall | coverage |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row.get("machine") == args.machine]
     for r in sorted(rows, key=lambda r: (r["minutes"], r["frechet_distance"])):
         print(
             f"| {r['minutes']:g} | {r['trial']} | {r['updates']:,} | {r['images_per_second']:.0f} | {r['loss']:.4f} |"

@@ -40,6 +40,7 @@ PAPER = {
     "warm-up, updates": "5000",
     "weight average, largest decay": "0.9999",
     "timesteps of a batch": "uniform",
+    "target where x_t is mostly noise": "what was drawn",
     "weights of the loss": "1",
     "the network predicts": "epsilon",
     "noise schedule": "linear, 0.0001 to 0.02, T = 1000",
@@ -137,7 +138,7 @@ def differences(settings: dict, unet: dict, scheduler: dict, images_per_update: 
     adam = "adamw" if settings.get("adam_weight_decay") else "adam"
     target, gamma = scheduler.get("prediction_type"), settings.get("snr_gamma")
     own = target != "epsilon" and settings.get("loss_weighting", "output") == "output"  # else it is the noise's error
-    uniform = settings.get("uniform_timesteps", 1)
+    uniform, refs = settings.get("uniform_timesteps", 1), settings.get("reference_images", 0)
     density = f"{1 - uniform:.0%} by log SNR ~ N({settings.get('log_snr_mean')}, {settings.get('log_snr_std')}^2)"
     here = {
         "images": f"{unet.get('sample_size')} x {unet.get('sample_size')} x {channels}",
@@ -154,6 +155,7 @@ def differences(settings: dict, unet: dict, scheduler: dict, images_per_update: 
         "warm-up, updates": settings["lr_warmup_steps"],
         "weight average, largest decay": settings.get("ema_max_decay", 0.9999) if settings["use_ema"] else "none",
         "timesteps of a batch": settings.get("timestep_sampling", "uniform") + (f", {density}" if uniform < 1 else ""),
+        "target where x_t is mostly noise": f"its mean, over {refs:,} images" if refs else "what was drawn",
         "weights of the loss": f"min-SNR, gamma {gamma}" if gamma is not None else f"1, for {target}" if own else 1,
         "the network predicts": target,
         "noise schedule": f"{scheduler.get('beta_schedule')}, {scheduler.get('beta_start')} to "

@@ -4,14 +4,13 @@ import time
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from ..data import Images
 from ..scheduler import DDPMScheduler
 from .config import TrainConfig
-from .setup import prepare
+from .setup import Run, prepare
 
 
 def noise_report(scheduler: DDPMScheduler) -> tuple[list[str], list[str]]:
@@ -61,11 +60,14 @@ def schedule_report(config: TrainConfig, steps: int) -> tuple[list[str], list[st
     return lines, problems
 
 
-def cost_report(config: TrainConfig, accelerator: Accelerator, unet: torch.nn.Module, steps: int) -> list[str]:
+def cost_report(run: Run) -> list[str]:
     """Time and memory, from one real training step and one forward pass."""
+    config, accelerator, unet, steps = run.config, run.accelerator, run.unet, run.num_steps
     size = config.unet["sample_size"]
     images = torch.randn(config.train_batch_size, config.unet["in_channels"], size, size, device=accelerator.device)
-    timesteps = torch.zeros(len(images), dtype=torch.long, device=accelerator.device)
+    T = len(run.scheduler)
+    timesteps = torch.arange(len(images), device=accelerator.device) * T // len(images)
+    run.draw_references()
     classes = config.unet.get("num_class_embeds")
     labels = None if classes is None else torch.zeros_like(timesteps)
     saved = 0  # bytes that autograd keeps for the backward pass
@@ -78,6 +80,7 @@ def cost_report(config: TrainConfig, accelerator: Accelerator, unet: torch.nn.Mo
     seconds = []
     for attempt in range(3):
         started = time.perf_counter()
+        run.means(images, torch.randn_like(images), timesteps, labels)
         with torch.autograd.graph.saved_tensors_hooks(pack if attempt == 0 else lambda t: t, lambda t: t):
             loss = F.mse_loss(unet(images, timesteps, class_labels=labels).sample.float(), images)
         accelerator.backward(loss)
@@ -94,7 +97,6 @@ def cost_report(config: TrainConfig, accelerator: Accelerator, unet: torch.nn.Mo
     copies = 2 + moments + config.use_ema  # of the weights; one is the gradients
     average = " and average" if config.use_ema else ""
     minutes = min(seconds) * config.gradient_accumulation_steps * steps / 60
-    T = config.scheduler.get("num_train_timesteps", 1000)
     return [
         f"memory: {copies * weights / 1e6:.1f} MB of weights, gradients, {config.optimizer}'s moments{average}"
         f" + {saved / 1e6:.0f} MB of activations in a batch",
@@ -126,7 +128,7 @@ def check(config: TrainConfig) -> int:
             f"run: {run.num_steps:,} steps of {run.global_batch} images ({epochs:.1f} epochs)",
             *noise_lines,
             *schedule_lines,
-            *cost_report(config, accelerator, run.unet, run.num_steps),
+            *cost_report(run),
         ]
         problems = noise_problems + schedule_problems
         accelerator.print(*report, *(f"PROBLEM {problem}" for problem in problems), sep="\n")

@@ -129,7 +129,7 @@ class OptimizationOptions:
     reference_images: int = opt(
         16384,
         "Where x_t is mostly noise, the target is a mean over so many training images, weighted by how probable each "
-        "is; 0: the image's own.",
+        "is. At most 64 MB of them, and none of a set that stays on the disk. 0: what was drawn.",
         at_least=0,
         fixed_on_resume=True,
     )
@@ -228,6 +228,8 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         fixed = {option.name for option in fields(self) if option.metadata.get("fixed_on_resume")}
         if self.scheduler["prediction_type"] == "epsilon":
             fixed.remove("loss_weighting")  # the network outputs the noise: it is all one
+        if self.optimizer != "muon":
+            fixed.remove("momentum_warmup_steps")
         return {name: value for name, value in vars(self).items() if name in fixed or name in SECTIONS}
 
     def saved(self) -> dict[str, Any]:

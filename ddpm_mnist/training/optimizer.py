@@ -45,7 +45,8 @@ class Muon(torch.optim.AdamW):
     Args:
         matrices: parameters of two dimensions or more, for Muon.
         others: the other parameters, for AdamW.
-        momentum_warmup_steps: Muon's momentum rises from 0.85 to 0.95 over so many updates. Early gradients turn fast.
+        momentum_warmup_steps: Muon's momentum rises from 0.85 to 0.95 over so many updates, since early gradients
+            change their direction quickly.
         lr, betas, eps, weight_decay: those of AdamW; Muon uses `lr` and `weight_decay` only.
 
     Attributes:
@@ -68,18 +69,18 @@ class Muon(torch.optim.AdamW):
             self.muon_step(parameters, **{key: self.param_groups[0][key] for key in ("lr", "weight_decay")})
         return super().step(closure)
 
-    def momentum(self, step: Tensor | int) -> Tensor | float:
-        """The share of the old momentum that an update keeps, after `step` updates."""
+    def momentum(self, step: Tensor) -> Tensor | float:
+        """The share of the old momentum that an update keeps, after `step` updates, `[]`; on the device of `step`."""
         if self.momentum_warmup_steps == 0:
             return MOMENTUM
-        left = (1 - torch.as_tensor(step) / self.momentum_warmup_steps).clamp(min=0)
+        left = (1 - step / self.momentum_warmup_steps).clamp(min=0)
         return MOMENTUM - (MOMENTUM - FIRST_MOMENTUM) * left
 
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         """Update parameters of one shape with Muon."""
         grad = torch.stack([p.grad.float() for p in parameters])
         momentum = torch.stack([self.state[p].get("momentum", torch.zeros_like(p)) for p in parameters])
-        memory = self.momentum(self.state[parameters[0]].get("step", 0))
+        memory = self.momentum(self.state[parameters[0]].get("step", torch.zeros((), device=grad.device)))
         found_inf = getattr(self, "found_inf", torch.zeros((), device=grad.device)).reshape(())
         taken = (found_inf == 0).float()
         grad = torch.where(found_inf == 0, grad, momentum)  # 0 * NaN would be NaN

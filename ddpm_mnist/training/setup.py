@@ -36,7 +36,7 @@ from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
-REFERENCES_LAST = 10  # updates; drawing them takes as long as using them
+REFERENCES_LAST = 10  # updates: drawing them takes longer than using them once
 MAX_REFERENCE_PIXELS = 2**24  # 64 MB
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
 ONE_AT_A_TIME = threading.Lock()  # Accelerate's state is the process's, and two runs would share it
@@ -146,9 +146,9 @@ class Run:
             yield images, labels, all_timesteps[rows], all_noise[rows]
 
     def draw_references(self) -> None:
-        """Draw the images for `means`, anew every few updates. None from a set that stays on the disk."""
-        count = min(self.config.reference_images, len(self.data.train), MAX_REFERENCE_PIXELS // self.data.pixels)
-        if count == 0 or not isinstance(self.data.train, Images):
+        """Draw the images for `means`, anew every few updates; a function of the seed and the step."""
+        count = self.config.reference_images
+        if count == 0:
             return
         number, first = divmod(self.step, REFERENCES_LAST)
         if self.references is None or first == 0:
@@ -355,6 +355,8 @@ def build_run(config: TrainConfig) -> Run:
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)
+    most = min(len(data.train), MAX_REFERENCE_PIXELS // data.pixels) if isinstance(data.train, Images) else 0
+    config.reference_images = min(config.reference_images, most)
     config.set_channels(data.channels)
 
     torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
