@@ -20,6 +20,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
+# Started by `nohup` or with `&`, this process ignores them, and so would the runs that the tests stop by them.
+for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), usual)
+
 ROOT = Path(__file__).parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):  # `-n 2`: a core for each worker
     cores = sorted(os.sched_getaffinity(0))
