@@ -93,7 +93,7 @@ def posterior_means(
     means = []
     for drawn, mean in ((images, mean_x_0), (noise, mean_epsilon)):
         all_rows = drawn.clone()
-        all_rows[rows] = mean.view(-1, *drawn.shape[1:])
+        all_rows[rows] = mean.unflatten(1, drawn.shape[1:])
         means.append(torch.where(mostly_noise[:, None, None, None], all_rows, drawn))
     return means[0], means[1]
 

@@ -410,9 +410,11 @@ def test_posterior_means_on_a_gpu_are_the_same(monkeypatch):
             whole = posterior_means(scheduler, images, noise, timesteps, references, allowed)
             few = DDPMScheduler(beta_start=1e-9, beta_end=1e-9, num_train_timesteps=2)  # 1 - alpha-bar rounds to 0
             unchanged = posterior_means(few, images, noise, timesteps % 2, references, allowed)
+        none_selected = posterior_means(scheduler, images, noise, timesteps % 2, references, allowed)
         for a, b in zip(selected, whole):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-        assert torch.equal(unchanged[0], images) and torch.equal(unchanged[1], noise)
+        for means in (unchanged, none_selected):
+            assert torch.equal(means[0], images) and torch.equal(means[1], noise)
 
 
 @pytest.mark.parametrize(
