@@ -126,9 +126,13 @@ def read_labels(dataset: datasets.Dataset, column: str | None, num_classes: int 
     option, values = f"--label_column {column}", dataset.with_format(None)[column][:]
     none = [row for row, value in enumerate(values) if value is None or value == -1]
     if none:
-        raise ConfigError(
-            f"{option}: {len(none)} rows of the {what} split have no label ({shorten(none)}); remove them"
-        )
+        problem = f"{len(none)} rows of the {what} split have no label ({shorten(none)}); remove them"
+        if len(none) == len(values):
+            problem = (
+                f"no row of the {what} split has a label; classes, and evaluation, need them; name a column with "
+                "labels, or put the images of each class into a folder of its own, in every split"
+            )
+        raise ConfigError(f"{option}: {problem}")
     try:
         labels = np.array(values)
         whole = labels.astype(np.int64)

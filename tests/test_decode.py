@@ -291,6 +291,8 @@ LABELS = {  # name: (labels of the train split, of the test split, type, what a 
     "one missing in the test split": ([1, 2], [0, None], None, "1 rows of the held-out split have no label (1)"),
     "one missing": ([0, 1, None, 3], [0], None, "1 rows of the train split have no label (2)"),
     "-1 for none": ([0, 1, -1, -1], [0], datasets.Value("int64"), "2 rows of the train split have no label (2, 3)"),
+    "none at all": ([None, None], [0], None, "no row of the train split has a label"),
+    "none but -1": ([-1, -1], [0], datasets.Value("int64"), "no row of the train split has a label"),
     "names": (["cat", "dog"], ["cat"], datasets.Value("string"), "class_encode_column"),
     "lists": ([[0, 1], [1, 0]], [[0, 1]], datasets.List(datasets.Value("int64")), "numpy.argmax"),
     "fractions": ([0.5, 1.5], [0.5], datasets.Value("float32"), "not whole numbers"),
@@ -397,7 +399,7 @@ def test_a_test_split_without_a_label_column_is_not_the_one_held_out(tmp_path):
 @pytest.mark.parametrize("hidden", [None, -1])
 def test_hidden_test_labels_stop_only_runs_that_use_them(tmp_path, hidden):
     name = labelled(tmp_path, list(range(10)) * 4, [hidden] * 5, datasets.Value("int64"))
-    with pytest.raises(ConfigError, match="5 rows of the held-out split have no label"):
+    with pytest.raises(ConfigError, match="no row of the held-out split has a label"):
         load(name, "--label_column=label", CONDITIONAL)
     unconditional = load(name, "--label_column=label")
     assert (len(unconditional.train), len(unconditional.test)) == (40, 5)
