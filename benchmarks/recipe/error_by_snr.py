@@ -4,8 +4,8 @@
 
 Prints the mean squared error of x_0 (images in [-1, 1]) on test images, with the same noise for every model. The
 columns are log SNRs and not timesteps, so that models with different schedules and targets can be compared. At log SNR
--2 the digit is being decided: of all columns, that one correlates best with the Fréchet distance of samples (see
-README.md in this folder).
+-2 the digit is being decided: of all columns, that one correlates best with the Fréchet distance of samples
+(docs/results.md).
 """
 
 import argparse
