@@ -94,6 +94,7 @@ def draw_samples(config: EvaluateConfig, model: Model) -> tuple[Tensor, Tensor |
         class_labels=asked,
         guidance_scale=config.guidance_scale,
         null_class_label=model.null_class_label,
+        guidance_min_log_snr=config.guidance_min_log_snr,
         mixed_precision=config.mixed_precision,
     )
     batches = (step.sample for step in drawn if step.last)
@@ -171,7 +172,9 @@ def evaluate(config: EvaluateConfig) -> dict:
         text = f"variational bound, bits/dim ({bound['evaluations']:,} evaluations)"
         figures.append(Figure("bits_per_dim", text, bound["bits_per_dim"], bound["ci"], None, "down"))
 
-    guided = f", guidance {config.guidance_scale}" if model.null_class_label is not None else ""
+    guided = ""
+    if model.null_class_label is not None:
+        guided = f", guidance {config.guidance_scale:g} where log SNR is at least {config.guidance_min_log_snr:g}"
     protocol = (
         f"{config.num_images:,} samples by {config.scheduler} in {steps} steps{guided}, seed {config.seed}, averaged "
         f"weights if the run kept them, against {len(data.test):,} test images of {data.name} (distances within "

@@ -72,6 +72,7 @@ def generate(config: GenerateConfig) -> list[Path]:
         class_labels=labels_for(numbers, classes, config.class_label),
         guidance_scale=config.guidance_scale,
         null_class_label=model.null_class_label,
+        guidance_min_log_snr=config.guidance_min_log_snr,
         mixed_precision=config.mixed_precision,
     )
     batches = -(-len(numbers) // config.batch_size)

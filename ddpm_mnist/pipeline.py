@@ -11,6 +11,7 @@ noise with and without a label, and the difference of the two, taken larger, lea
 
 import inspect
 import json
+import math
 import operator
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+MIN_LOG_SNR = -2.0  # for linear betas t < 460; docs/results.md has the trials
 
 
 def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, null_class_label: int | None):
@@ -36,6 +39,19 @@ def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, nu
     labels = torch.cat([class_labels, torch.full_like(class_labels, null_class_label)])
     with_class, without = unet(torch.cat([sample, sample]), timestep, class_labels=labels).sample.chunk(2)
     return without + guidance_scale * (with_class - without)
+
+
+def guidance_at(scheduler, timestep, guidance_scale: float, min_log_snr: float) -> float:
+    """`guidance_scale` where log SNR = log(alpha-bar_t / (1 - alpha-bar_t)) is at least `min_log_snr`, 1 before that.
+
+    Where x_t is mostly noise, guidance leads all images of a class to the same few shapes (Kynkäänniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724). A scale of 1 or less acts at all timesteps.
+    """
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)  # EDM's schedulers have none
+    if guidance_scale <= 1 or alphas_cumprod is None:
+        return guidance_scale
+    log_snr = torch.logit(alphas_cumprod[int(timestep)].double()).item()
+    return guidance_scale if log_snr >= min_log_snr else 1.0
 
 
 def step_arguments(scheduler, generator) -> dict:
@@ -83,6 +99,7 @@ def denoise(
     class_labels: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
     null_class_label: int | None = None,
+    guidance_min_log_snr: float = -math.inf,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Algorithm 2 of Ho et al. 2020, with any diffusers scheduler; yields after each step.
 
@@ -90,7 +107,7 @@ def denoise(
         unet: predicts from (x_t, t), which the scheduler may have scaled; in any precision.
         sample: pure noise, `[B, C, H, W]`, of variance 1.
         generator: one for the batch, or a list of one for each image.
-        class_labels: `[B]`, or None for a U-Net without classes; the rest: see `guided_noise`.
+        class_labels: `[B]`, or None for a U-Net without classes; the rest: see `guided_noise` and `guidance_at`.
 
     Yields:
         x_{t-1}, and the x_0 that x_t points to where the scheduler gives it (x_{t-1} otherwise); the last is x_0.
@@ -100,7 +117,8 @@ def denoise(
     arguments = step_arguments(scheduler, generator)
     for t in scheduler.timesteps:  # line 2
         model_input = scheduler.scale_model_input(sample, t)
-        model_output = guided_noise(unet, model_input, t, class_labels, guidance_scale, null_class_label)
+        scale = guidance_at(scheduler, t, guidance_scale, guidance_min_log_snr)
+        model_output = guided_noise(unet, model_input, t, class_labels, scale, null_class_label)
         step = scheduler.step(model_output.to(sample.dtype), t, sample, **arguments)
         sample = step.prev_sample  # lines 3 and 4
         yield sample, step.get("pred_original_sample", sample)
@@ -143,6 +161,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         num_inference_steps: int = 1000,
         output_type: str = "pil",
         return_dict: bool = True,
+        guidance_min_log_snr: float = MIN_LOG_SNR,
     ) -> ImagePipelineOutput | tuple:
         """One image for each label.
 
@@ -151,6 +170,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 2, or 1 where the model
                 was trained without label dropout.
             generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
+            guidance_min_log_snr: see `guidance_at`; -math.inf guides at all timesteps.
 
         Raises:
             ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
@@ -175,7 +195,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         shape = (len(labels), self.unet.config.in_channels, *size)
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         labels = torch.tensor(labels, device=device)
-        guidance = (labels, guidance_scale, null)
+        guidance = (labels, guidance_scale, null, guidance_min_log_snr)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for sample, _ in denoise(self.unet, self.scheduler, image, num_inference_steps, generator, *guidance):  # noqa: B007

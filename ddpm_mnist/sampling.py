@@ -5,6 +5,7 @@ stranger's pipeline and this repo draw the same. Here is what surrounds it: a ra
 batches, the samplers, and reading a model.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,7 @@ from torch import Tensor
 from .client import hub_or_cache
 from .data import to_uint8
 from .options import ConfigError, first_line, opt
-from .pipeline import count_classes, denoise
+from .pipeline import MIN_LOG_SNR, count_classes, denoise
 from .randomness import seeded_generator
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
@@ -45,6 +46,9 @@ class SampleOptions:
     )
     guidance_scale: float = opt(
         2.0, "Strength of the guidance of a conditional model; 1 is none.", at_least=-1000, at_most=1000
+    )
+    guidance_min_log_snr: float = opt(
+        MIN_LOG_SNR, "Guide only where log SNR(t) is at least so much, for more variety; -1000: everywhere."
     )
     mixed_precision: Literal["no", "bf16"] = opt(
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
@@ -176,6 +180,7 @@ def sample_steps(
     class_labels: Tensor | None = None,
     guidance_scale: float = 1.0,
     null_class_label: int | None = None,
+    guidance_min_log_snr: float = -math.inf,
     mixed_precision: str = "no",
 ) -> Iterator[Step]:
     """Draw images batch by batch, and yield after each step of each batch.
@@ -189,7 +194,7 @@ def sample_steps(
         num_inference_steps: how many timesteps to visit.
         seed: with `numbers`, fixes every image; the noise is drawn on the CPU, so that a GPU gets the same.
         class_labels: `[len(numbers)]`, for a conditional U-Net.
-        guidance_scale, null_class_label: see `pipeline.guided_noise`.
+        guidance_scale, null_class_label, guidance_min_log_snr: see `guided_noise` and `guidance_at` in pipeline.py.
         mixed_precision: "bf16" for the U-Net in bfloat16, "no" for as it is.
     """
     size, device = unet.config.sample_size, unet.device
@@ -201,7 +206,7 @@ def sample_steps(
         generators = [seeded_generator(seed, "sample", numbers[row]) for row in rows.tolist()]
         noise = randn_tensor((len(rows), *shape), generators, device=device)  # x_T ~ N(0, I), line 1
         labels = None if class_labels is None else class_labels[rows].to(device)
-        guidance = (guidance_scale, null_class_label)
+        guidance = (guidance_scale, null_class_label, guidance_min_log_snr)
         loop = denoise(predict, sampler, noise, num_inference_steps, generators, labels, *guidance)
         for i, (sample, pred_original_sample) in enumerate(loop):  # lines 2 to 5
             yield Step(index, i == steps - 1, sample, pred_original_sample)

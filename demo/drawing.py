@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "ddpm_mnist"))  # in a Space, both lie beside this file
-from pipeline import count_classes, guided_noise, step_arguments, with_timesteps  # noqa: E402
+from pipeline import MIN_LOG_SNR, count_classes, guidance_at, guided_noise, step_arguments, with_timesteps  # noqa: E402
 from randomness import seeded_generator  # noqa: E402
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
@@ -119,7 +119,8 @@ def denoise(model: Model, sampler, sample: Tensor, generators, labels, guidance:
     arguments = step_arguments(sampler, generators)
     for t in sampler.timesteps[sampler.timesteps <= start]:
         model_input = sampler.scale_model_input(sample, t)
-        model_output = guided_noise(model.unet, model_input, t, labels, guidance, model.null_class_label)
+        scale = guidance_at(sampler, t, guidance, MIN_LOG_SNR)
+        model_output = guided_noise(model.unet, model_input, t, labels, scale, model.null_class_label)
         step = sampler.step(model_output, t, sample, **arguments)
         # DPM-Solver++ does not return the predicted x_0, but keeps it
         yield Moment(int(t), sample, step.get("pred_original_sample", getattr(sampler, "model_outputs", [sample])[-1]))

@@ -64,6 +64,7 @@ def test_the_page_draws_what_generate_draws(sampler):
     frames = last["frames"]
     assert last["done"] and not before["done"] and len(frames) == steps + 1 and frames[-1]["t"] == -1
     labels = {"class_labels": labels_for(range(3), 10, 7), "guidance_scale": 1.5, "null_class_label": 10}
+    labels["guidance_min_log_snr"] = -2.0
     expected = to_pil(sample_images(ours.unet, ours.sampler(sampler, steps)[0], range(3), steps, seed=5, **labels))
     shown = pixels(frames[-1]["png"])
     assert np.abs(shown[:, :28] - np.concatenate([np.asarray(image, dtype=int) for image in expected])).max() <= 1

@@ -1,6 +1,7 @@
 """The exported folder in the hands of stock diffusers, and generate.py."""
 
 import json
+import math
 
 import diffusers
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.options import ConfigError, read_options
-from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guided_noise, step_arguments, with_timesteps
+from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guidance_at, guided_noise, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
 from ddpm_mnist.sampling import grid, load_model, sample_images, to_pil
 from ddpm_mnist.training.config import SCHEDULER
@@ -123,6 +124,44 @@ def test_guidance_is_the_formula_in_one_forward_pass():
         del sizes[:]
         assert torch.equal(guided_noise(unet, sample, 5, labels, 1.0, null_class_label=10), with_class)
         assert sizes == [3]
+
+
+def test_guidance_acts_where_the_signal_is_strong_enough():
+    scheduler = DDPMScheduler(**SCHEDULER)
+    log_snr = torch.logit(scheduler.alphas_cumprod.double())
+    scales = torch.tensor([guidance_at(scheduler, t, 3.0, -2.0) for t in range(1000)])
+    assert torch.equal(scales == 3, log_snr >= -2) and torch.equal(scales == 1, log_snr < -2)
+    assert 400 < (scales == 3).sum() < 500
+    assert {guidance_at(scheduler, t, 3.0, -math.inf) for t in (0, 500, 999)} == {3.0}
+    assert [guidance_at(scheduler, t, 0.0, -2.0) for t in (0, 999)] == [0, 0]  # without the class, at all timesteps
+    assert guidance_at(scheduler, torch.tensor(998.6), 3.0, -2.0) == 1.0  # samplers visit times between timesteps
+    assert guidance_at(diffusers.EDMEulerScheduler(), 999, 3.0, -2.0) == 3.0  # it knows no alphas_cumprod
+    terminal = diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
+    assert guidance_at(terminal, 999, 3.0, -2.0) == 1.0 and guidance_at(terminal, 999, 3.0, -math.inf) == 3.0
+
+
+def test_the_pipeline_and_generate_guide_at_the_same_timesteps(conditional_model, tmp_path):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(conditional_model, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    model = load_model(str(conditional_model))
+    sampler, steps = model.sampler("ddim", 10)
+    drawn = {}
+    for least in (-2.0, -math.inf):
+        labels = {"class_labels": torch.tensor([7]), "guidance_scale": 3.0, "null_class_label": 10}
+        drawn[least] = sample_images(model.unet, sampler, [0], steps, guidance_min_log_snr=least, **labels)
+        generator = [seeded_generator(0, "sample", 0)]
+        options = {} if least == -2 else {"guidance_min_log_snr": least}  # -2 is the pipeline's default
+        theirs = pipe([7], 3.0, generator, steps, "pt", **options).images * 2 - 1
+        torch.testing.assert_close(drawn[least].clamp(-1, 1), theirs, rtol=1e-4, atol=1e-4)
+    assert (drawn[-2.0] - drawn[-math.inf]).abs().max() > 1e-3
+    args = ["--model", conditional_model, "--class_label", 7, "--num_images", 1, "--scheduler", "ddim"]
+    args += ["--num_inference_steps", 10, "--guidance_scale", 3, "--output"]
+    assert in_process(generate.main, *args, tmp_path / "a.png") == 0
+    assert in_process(generate.main, *args, tmp_path / "b.png", "--guidance_min_log_snr", -1000) == 0
+    for name, least in (("a", -2.0), ("b", -math.inf)):
+        saved = np.asarray(Image.open(tmp_path / name / "00000.png"))
+        assert np.array_equal(saved, np.asarray(to_pil(drawn[least])[0]))
 
 
 def test_ddim_goes_on_from_the_clipped_image():

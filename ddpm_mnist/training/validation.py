@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import Images, scale
 from ..loss import noise_weights, squared_error
+from ..pipeline import MIN_LOG_SNR
 from ..randomness import seeded_generator
 from ..sampling import Step, grid, labels_for, moments_to_show, sample_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
@@ -113,6 +114,7 @@ def draw(run: Run, numbers: range) -> Iterator[Step]:
         class_labels=labels_for(numbers, config.image_shape.num_classes),
         guidance_scale=2.0,
         null_class_label=config.null_class_label,
+        guidance_min_log_snr=MIN_LOG_SNR,
     )
 
 
