@@ -89,6 +89,13 @@ def test_a_pipeline_of_the_release_loads_and_draws_the_same(tmp_path):
     assert same(weights(RELEASE / "pipeline/unet"), dict(model.unet.state_dict()))
 
 
+def test_a_model_with_the_pipeline_of_the_release_can_be_pushed_with_what_guides_otherwise_today():
+    from ddpm_mnist.hub.push import validate_model
+
+    assert "guidance_min_log_snr" not in (RELEASE / "pipeline/pipeline.py").read_text(encoding="utf-8")
+    validate_model(RELEASE / "pipeline")
+
+
 # ---- the order of images -------------------------------------------------------------------------------------------
 
 

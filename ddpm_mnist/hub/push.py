@@ -1,6 +1,7 @@
 """Putting a trained model on the Hub: check that it works, list what goes, upload it in one commit."""
 
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -22,12 +23,14 @@ RECORD_FILES = ("train_config.yaml", "train_results.json", "metrics.jsonl", "eva
 
 # Runs in a fresh process, where this repo is absent: does stock diffusers load the folder, and what does it draw?
 STOCK_SAMPLE = """
-import sys, numpy, torch
+import inspect, math, sys, numpy, torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 folder, conditional, output = sys.argv[1], sys.argv[2] == "1", sys.argv[3]
 if conditional:
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     arguments = {"class_labels": [0, 1]}
+    if "guidance_min_log_snr" in inspect.signature(pipe.__call__).parameters:
+        arguments["guidance_min_log_snr"] = -math.inf  # as a pipeline.py from before this option does
 else:
     pipe, arguments = DDPMPipeline.from_pretrained(folder), {"batch_size": 2}
 assert type(pipe.unet) is UNet2DModel
@@ -84,7 +87,7 @@ def validate_model(model_dir: Path) -> None:
     if conditional:
         index = ClassConditionalDDPMPipeline.load_config(model_dir)
         pipe = ClassConditionalDDPMPipeline(unet, scheduler, index.get("null_class_label"))
-        arguments = {"class_labels": [0, 1]}
+        arguments = {"class_labels": [0, 1], "guidance_min_log_snr": -math.inf}
     else:
         pipe, arguments = DDPMPipeline(unet, scheduler), {"batch_size": 2}
     pipe.set_progress_bar_config(disable=True)
