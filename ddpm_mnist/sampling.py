@@ -48,7 +48,10 @@ class SampleOptions:
         2.0, "Strength of the guidance of a conditional model; 1 is none.", at_least=-1000, at_most=1000
     )
     guidance_min_log_snr: float = opt(
-        MIN_LOG_SNR, "Guide only where log SNR(t) is at least so much, for more variety; -1000: everywhere."
+        MIN_LOG_SNR,
+        "Guide only where log SNR(t) is at least so much, for more variety; -1000: everywhere.",
+        at_least=-1000,
+        at_most=1000,
     )
     mixed_precision: Literal["no", "bf16"] = opt(
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
