@@ -47,7 +47,7 @@ from ddpm_mnist.options import (
     run_script,
 )
 from ddpm_mnist.randomness import seeded_generator
-from ddpm_mnist.sampling import Model, SampleOptions, Sampler, is_checkpoint, labels_for, load_model, sample_steps
+from ddpm_mnist.sampling import Model, SampleOptions, is_checkpoint, labels_for, load_model, sample_steps
 from ddpm_mnist.sources import EMBEDDED_DATASET
 
 OUTPUTS = ("evaluation.json", "evaluation.md", "evaluation_neighbours.png", "evaluation_bound.png")
@@ -59,7 +59,6 @@ class EvaluateConfig(DataOptions, SampleOptions):
 
     num_images: int = opt(2000, "Samples to draw, and real images to compare with.", at_least=1)
     batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1)
-    scheduler: Sampler = opt("ddim", "Sampler.")
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
     bound_images: int = opt(10, "Test images for each timestep of the variational bound; 0: no bound.", at_least=0)
     feature_extractor: Literal["classifier", "inception"] = opt(

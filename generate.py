@@ -1,6 +1,6 @@
 """Draw images from a trained model: a grid, the single images, and how they came out of the noise.
 
-python generate.py --model ddpm-mnist --num_images 64 --scheduler ddim --save_trajectory
+python generate.py --model ddpm-mnist --num_images 64 --save_trajectory
 """
 
 import sys

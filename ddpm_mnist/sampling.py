@@ -30,7 +30,7 @@ from .unet import UNet2DModel
 
 Sampler = Literal["ddpm", "ddim", "dpmsolver"]
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
-DEFAULT_STEPS = {"ddpm": 1000, "ddim": 50, "dpmsolver": 20}
+DEFAULT_STEPS = {"ddpm": 50, "ddim": 50, "dpmsolver": 20}  # docs/results.md has the trials
 
 
 @dataclass
@@ -40,9 +40,9 @@ class SampleOptions:
     model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id; or a checkpoint folder.", path=True)
     num_images: int = opt(16, "How many.", at_least=1)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1)
-    scheduler: Sampler = opt("ddpm", "Sampler: ddpm is Algorithm 2 of the paper; ddim and dpmsolver need fewer steps.")
+    scheduler: Sampler = opt("ddpm", "Sampler: ddpm, Algorithm 2; ddim, which adds no noise; dpmsolver, the fastest.")
     num_inference_steps: int | None = opt(
-        None, "Steps. Default: all 1000 for ddpm, 50 for ddim, 20 for dpmsolver.", at_least=1
+        None, "Steps. Default: 50, for dpmsolver 20. The paper takes all 1000.", at_least=1
     )
     guidance_scale: float = opt(
         2.0, "Strength of the guidance of a conditional model; 1 is none.", at_least=-1000, at_most=1000
@@ -57,6 +57,17 @@ class SampleOptions:
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
     )
     seed: int = opt(0, "Image i of a seed is always the same image.", at_least=0)
+
+
+def make_sampler(name: str, config, num_inference_steps: int):
+    """The diffusers scheduler of that name in `SAMPLERS`, for the noise schedule that `config` describes.
+
+    `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (Song et al. 2021, table 1). In
+    fewer steps than timesteps, ddpm therefore takes `fixed_small`, and is then DDIM with eta 1.
+    """
+    few = num_inference_steps < config.num_train_timesteps
+    change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}
+    return SAMPLERS[name].from_config(config, **change)
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------
@@ -89,7 +100,7 @@ class Model:
                 f"--num_inference_steps {timesteps}: dpmsolver takes at most {timesteps - 1}; 20 are enough"
             )
         steps = num_inference_steps or min(DEFAULT_STEPS[name], timesteps)
-        return SAMPLERS[name].from_config(self.scheduler.config), steps
+        return make_sampler(name, self.scheduler.config, steps), steps
 
 
 def is_checkpoint(name: str | Path) -> bool:

@@ -90,7 +90,7 @@ def make_page(model: Model) -> gr.Blocks:
     conditional, guided = model.classes is not None, model.null_class_label is not None
     labels = [str(label) for label in range(model.classes or 0)]
     choose = gr.Radio if len(labels) < 12 else gr.Dropdown
-    defaults = Settings(count=min(len(labels) or 10, 10), steps=min(DEFAULT_STEPS["ddim"], model.timesteps))
+    defaults = Settings(count=min(len(labels) or 10, 10), steps=min(DEFAULT_STEPS["ddpm"], model.timesteps))
     *_, first = draw(model, defaults)
 
     title = "Watch diffusion draw"

@@ -21,7 +21,7 @@ from pipeline import MIN_LOG_SNR, count_classes, guidance_at, guided_noise, step
 from randomness import seeded_generator  # noqa: E402
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
-DEFAULT_STEPS = {"ddpm": 200, "ddim": 50, "dpmsolver": 20}
+DEFAULT_STEPS = {"ddpm": 50, "ddim": 50, "dpmsolver": 20}
 IN_TURN, NO_LABEL = "each in turn", "none"
 
 # The limits that keep a public page alive.
@@ -66,7 +66,7 @@ class Settings(NamedTuple):
     digit: str = IN_TURN
     count: int = 10
     guidance: float = 2.0
-    sampler: str = "ddim"
+    sampler: str = "ddpm"
     steps: int = 50
     seed: int = 0
 
@@ -129,8 +129,11 @@ def denoise(model: Model, sampler, sample: Tensor, generators, labels, guidance:
 
 
 def make_sampler(model: Model, name: str, steps: int):
-    """The diffusers scheduler of that name in `SAMPLERS`, with its timesteps set."""
-    return with_timesteps(SAMPLERS[name].from_config(model.schedule.config), steps, "cpu")
+    """The diffusers scheduler of that name in `SAMPLERS`, with its timesteps set; as generate.py makes it."""
+    config = model.schedule.config
+    large = steps < model.timesteps and config.variance_type == "fixed_large"  # too much noise for fewer steps
+    change = {"variance_type": "fixed_small"} if large else {}
+    return with_timesteps(SAMPLERS[name].from_config(config, **change), steps, "cpu")
 
 
 def noise_of(model: Model, seed: int, count: int) -> tuple[Tensor, list[torch.Generator]]:

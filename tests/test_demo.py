@@ -21,7 +21,7 @@ from PIL import Image
 
 from ddpm_mnist.hub.export import export_pipeline
 from ddpm_mnist.hub.space import space_files
-from ddpm_mnist.sampling import labels_for, load_model, sample_images, to_pil
+from ddpm_mnist.sampling import labels_for, load_model, make_sampler, sample_images, to_pil
 from ddpm_mnist.scheduler import DDPMScheduler
 from ddpm_mnist.unet import UNet2DModel
 
@@ -71,6 +71,14 @@ def test_the_page_draws_what_generate_draws(sampler):
     assert np.array_equal(shown[:, :28], shown[:, 28:])
     early = pixels(frames[0]["png"])
     assert np.abs(early[:, :28] - early[:, 28:]).mean() > 5  # x_T is not the x_0 predicted from it
+
+
+def test_the_variance_is_that_of_generate():
+    ours, model = load_model(str(CONDITIONAL)), drawing.load_model(str(CONDITIONAL))
+    large = DDPMScheduler.from_config(ours.scheduler.config, variance_type="fixed_large")
+    for steps, expected in ((50, "fixed_small"), (1000, "fixed_large")):
+        theirs = drawing.make_sampler(model._replace(schedule=large), "ddpm", steps)
+        assert theirs.config.variance_type == make_sampler("ddpm", large.config, steps).config.variance_type == expected
 
 
 def test_a_long_drawing_keeps_few_frames_and_all_kinds_of_models_draw(tmp_path):

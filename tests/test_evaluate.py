@@ -335,7 +335,7 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     assert 0 < results["metrics"]["bits_per_dim"] < 40 and results["ci"]["bits_per_dim"] > 0
     assert all(math.isfinite(v) for v in results["metrics"].values())
     table = (tmp_path / "results/evaluation.md").read_text()
-    assert table in done.stdout and "20 samples by ddim in 3 steps" in table
+    assert table in done.stdout and "20 samples by ddpm in 3 steps" in table
     assert {p.name for p in (tmp_path / "results").glob("*.png")} == {
         "evaluation_bound.png",
         "evaluation_neighbours.png",
@@ -368,7 +368,7 @@ def test_the_data_is_by_default_what_the_model_was_trained_on(tmp_path):
     for model in (tmp_path, tmp_path / "checkpoint-8"):
         config = command.parse_args(["--model", str(model), "--image_column=image"])
         assert (config.dataset_name, config.image_column) == ("/some/set", "image")
-        assert config.center_crop is True and config.max_resident_gb == 7.0 and config.scheduler == "ddim"
+        assert config.center_crop is True and config.max_resident_gb == 7.0 and config.scheduler == "ddpm"
 
 
 def test_a_model_that_fell_back_to_the_digits_is_evaluated_on_them(tmp_path):

@@ -15,7 +15,7 @@ from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.options import ConfigError, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guidance_at, guided_noise, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
-from ddpm_mnist.sampling import grid, load_model, sample_images, to_pil
+from ddpm_mnist.sampling import grid, load_model, make_sampler, sample_images, to_pil
 from ddpm_mnist.training.config import SCHEDULER
 
 THREE_LINES = """
@@ -252,6 +252,23 @@ def test_every_number_of_steps_starts_at_pure_noise(name, steps):
     scheduler = with_timesteps(getattr(diffusers, name)(timestep_spacing="leading"), steps, "cpu")
     assert len(scheduler.timesteps) == steps and scheduler.timesteps.min() >= 0
     assert scheduler.timesteps[0] >= 990 and (scheduler.timesteps.diff() < 0).all()
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("steps", [20, 50])
+def test_ddpm_in_few_steps_is_ddim_with_eta_1(steps, variance_type):
+    """Also for a model whose variance is beta_t, which would be too much for a jump over many timesteps."""
+    config = DDPMScheduler(**SCHEDULER | {"variance_type": variance_type}).config
+    ddpm, ddim = make_sampler("ddpm", config, steps), diffusers.DDIMScheduler.from_config(config)
+    ddpm.set_timesteps(steps)
+    ddim.set_timesteps(steps)
+    assert ddpm.timesteps.tolist() == ddim.timesteps.tolist()
+    for t in ddpm.timesteps:
+        model_output, sample = torch.randn(2, 2, 1, 4, 4)
+        a = ddpm.step(model_output, t, sample, torch.Generator().manual_seed(0)).prev_sample
+        arguments = {"eta": 1.0, "use_clipped_model_output": True, "generator": torch.Generator().manual_seed(0)}
+        torch.testing.assert_close(a, ddim.step(model_output, t, sample, **arguments).prev_sample)
+    assert make_sampler("ddpm", config, 1000).config.variance_type == variance_type
 
 
 def test_dpmsolver_refuses_as_many_steps_as_timesteps(model):

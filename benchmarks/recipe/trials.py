@@ -107,6 +107,7 @@ def main() -> None:
                 "updates": steps,
                 "images_per_second": rates[name],
                 "loss": loss,
+                "num_images": args.num_images,
             }
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row | metrics) + "\n")

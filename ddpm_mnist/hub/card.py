@@ -275,7 +275,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit", say=print) -
     if grids:
         (model_dir / "samples.png").write_bytes(grids[-1].read_bytes())
         steps = settings["ddpm_num_inference_steps"]
-        pictures += f"![samples](samples.png)\n\n*Not selected: the run's last grid, by DDIM in {steps} steps.*\n"
+        pictures += f"![samples](samples.png)\n\n*Not selected: the run's last grid, in {steps} steps.*\n"
     if (model_dir / "trajectory.png").is_file():
         pictures += (
             "\n![from noise to images](trajectory.png)\n\n*How four images left the noise. Upper rows: x_t. Lower"

@@ -166,7 +166,7 @@ class ValidationOptions:
     validation_steps: int = opt(800, "Held-out loss and a grid of samples every so many updates; 0: never.", at_least=0)
     num_validation_samples: int = opt(1024, "Held-out images for the loss.", at_least=1)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
-    ddpm_num_inference_steps: int = opt(50, "DDIM steps for each grid.", at_least=1)
+    ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
     eval_batch_size: int = opt(128, "Images per process in a batch of validation.", at_least=1)
 
 

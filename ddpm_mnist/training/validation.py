@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -14,7 +13,16 @@ from ..data import Images, scale
 from ..loss import noise_weights, squared_error
 from ..pipeline import MIN_LOG_SNR
 from ..randomness import seeded_generator
-from ..sampling import Step, grid, labels_for, moments_to_show, sample_steps, to_pil, trajectory_picture
+from ..sampling import (
+    Step,
+    grid,
+    labels_for,
+    make_sampler,
+    moments_to_show,
+    sample_steps,
+    to_pil,
+    trajectory_picture,
+)
 from ..scheduler import DDPMScheduler
 from .output_dir import GALLERY
 from .setup import Run
@@ -88,7 +96,7 @@ def held_out_loss(
 
 
 def sample_grid_images(run: Run) -> Tensor:
-    """Samples by DDIM, the same every time but for the weights; each process draws its share of them.
+    """Samples by Algorithm 2, the same every time but for the weights; each process draws its share of them.
 
     Returns:
         `[num_validation_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes,
@@ -106,7 +114,7 @@ def draw(run: Run, numbers: range) -> Iterator[Step]:
     config = run.config
     return sample_steps(
         run.bare_unet,
-        DDIMScheduler.from_config(run.scheduler.config),
+        make_sampler("ddpm", run.scheduler.config, config.ddpm_num_inference_steps),
         numbers,
         config.ddpm_num_inference_steps,
         seed=config.seed,
