@@ -3,7 +3,7 @@
 This one file travels with a class-conditional model and needs nothing but diffusers:
 
     pipe = DiffusionPipeline.from_pretrained(MODEL, trust_remote_code=True)
-    pipe(class_labels=[7] * 16, guidance_scale=2.0).images
+    pipe(class_labels=[7] * 16, guidance_scale=1.5).images
 
 Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598): a U-Net that was trained with some labels dropped predicts the
 noise with and without a label, and the difference of the two, taken larger, leads further towards the class.
@@ -21,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-MIN_LOG_SNR = -2.0  # for linear betas t < 460; docs/results.md has the trials
+GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 460; docs/results.md has the trials
 
 
 def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, null_class_label: int | None):
@@ -167,7 +167,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: which classes; a whole number, or a list, array or tensor of them.
-            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 2, or 1 where the model
+            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 1.5, or 1 where the model
                 was trained without label dropout.
             generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
             guidance_min_log_snr: see `guidance_at`; -math.inf guides at all timesteps.
@@ -185,7 +185,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         if wrong:
             raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
         if guidance_scale is None:
-            guidance_scale = 1.0 if null is None else 2.0
+            guidance_scale = 1.0 if null is None else GUIDANCE_SCALE
         if null is None and guidance_scale != 1:
             raise ValueError("guidance_scale: the model was trained without label dropout; only 1 is possible")
 

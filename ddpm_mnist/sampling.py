@@ -23,7 +23,7 @@ from torch import Tensor
 from .client import hub_or_cache
 from .data import to_uint8
 from .options import ConfigError, first_line, opt
-from .pipeline import MIN_LOG_SNR, count_classes, denoise
+from .pipeline import GUIDANCE_SCALE, MIN_LOG_SNR, count_classes, denoise
 from .randomness import seeded_generator
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
@@ -45,7 +45,10 @@ class SampleOptions:
         None, "Steps. Default: 50, for dpmsolver 20. The paper takes all 1000.", at_least=1
     )
     guidance_scale: float = opt(
-        2.0, "Strength of the guidance of a conditional model; 1 is none.", at_least=-1000, at_most=1000
+        GUIDANCE_SCALE,
+        "Strength of the guidance of a conditional model: more is clearer and less varied; 1 is none.",
+        at_least=-1000,
+        at_most=1000,
     )
     guidance_min_log_snr: float = opt(
         MIN_LOG_SNR,

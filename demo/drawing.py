@@ -17,7 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "ddpm_mnist"))  # in a Space, both lie beside this file
-from pipeline import MIN_LOG_SNR, count_classes, guidance_at, guided_noise, step_arguments, with_timesteps  # noqa: E402
+from pipeline import (  # noqa: E402
+    GUIDANCE_SCALE,
+    MIN_LOG_SNR,
+    count_classes,
+    guidance_at,
+    guided_noise,
+    step_arguments,
+    with_timesteps,
+)
 from randomness import seeded_generator  # noqa: E402
 
 SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
@@ -65,7 +73,7 @@ class Settings(NamedTuple):
 
     digit: str = IN_TURN
     count: int = 10
-    guidance: float = 2.0
+    guidance: float = GUIDANCE_SCALE
     sampler: str = "ddpm"
     steps: int = 50
     seed: int = 0

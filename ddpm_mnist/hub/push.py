@@ -28,7 +28,8 @@ from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 folder, conditional, output = sys.argv[1], sys.argv[2] == "1", sys.argv[3]
 if conditional:
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    arguments = {"class_labels": [0, 1]}
+    guidance = 1.0 if pipe.config.get("null_class_label") is None else 2.0  # in case the defaults are others
+    arguments = {"class_labels": [0, 1], "guidance_scale": guidance}
     if "guidance_min_log_snr" in inspect.signature(pipe.__call__).parameters:
         arguments["guidance_min_log_snr"] = -math.inf  # as a pipeline.py from before this option does
 else:
@@ -87,7 +88,8 @@ def validate_model(model_dir: Path) -> None:
     if conditional:
         index = ClassConditionalDDPMPipeline.load_config(model_dir)
         pipe = ClassConditionalDDPMPipeline(unet, scheduler, index.get("null_class_label"))
-        arguments = {"class_labels": [0, 1], "guidance_min_log_snr": -math.inf}
+        guidance = 1.0 if pipe.config.null_class_label is None else 2.0
+        arguments = {"class_labels": [0, 1], "guidance_scale": guidance, "guidance_min_log_snr": -math.inf}
     else:
         pipe, arguments = DDPMPipeline(unet, scheduler), {"batch_size": 2}
     pipe.set_progress_bar_config(disable=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import Images, scale
 from ..loss import noise_weights, squared_error
-from ..pipeline import MIN_LOG_SNR
+from ..pipeline import GUIDANCE_SCALE, MIN_LOG_SNR
 from ..randomness import seeded_generator
 from ..sampling import (
     Step,
@@ -120,7 +120,7 @@ def draw(run: Run, numbers: range) -> Iterator[Step]:
         seed=config.seed,
         batch_size=config.eval_batch_size,
         class_labels=labels_for(numbers, config.image_shape.num_classes),
-        guidance_scale=2.0,
+        guidance_scale=GUIDANCE_SCALE,
         null_class_label=config.null_class_label,
         guidance_min_log_snr=MIN_LOG_SNR,
     )
