@@ -54,6 +54,9 @@ def main() -> None:
             [r["minutes"] for r in curves[name]], [r["frechet_unbiased"] for r in curves[name]], "o-", label=label
         )
     axes.set(xlabel="minutes of training on 2 cores", ylabel="Fréchet distance to the test split")
+    for axis, ticks in ((axes.xaxis, (1, 3, 10, 30, 60)), (axes.yaxis, (1, 3, 10, 30, 100))):
+        axis.set_ticks(ticks, labels=map(str, ticks))
+        axis.set_ticks([], minor=True)
     axes.legend()
     if args.plot:
         figure.tight_layout()
