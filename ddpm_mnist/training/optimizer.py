@@ -61,11 +61,8 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        same_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # to batch their matrix products
-        for parameter in self.param_groups[0]["params"]:
-            if parameter.grad is not None:
-                same_shape.setdefault(parameter.shape, []).append(parameter)
-        for parameters in same_shape.values():
+        parameters = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        if parameters:
             self.muon_step(parameters, **{key: self.param_groups[0][key] for key in ("lr", "weight_decay")})
         return super().step(closure)
 
@@ -77,21 +74,35 @@ class Muon(torch.optim.AdamW):
         return MOMENTUM - (MOMENTUM - FIRST_MOMENTUM) * left
 
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
-        """Update parameters of one shape with Muon."""
-        grad = torch.stack([p.grad.float() for p in parameters])
-        momentum = torch.stack([self.state[p].get("momentum", torch.zeros_like(p)) for p in parameters])
-        memory = self.momentum(self.state[parameters[0]].get("step", torch.zeros((), device=grad.device)))
-        found_inf = getattr(self, "found_inf", torch.zeros((), device=grad.device)).reshape(())
-        taken = (found_inf == 0).float()
-        grad = torch.where(found_inf == 0, grad, momentum)  # 0 * NaN would be NaN
-        momentum = momentum.lerp(grad, 1 - memory)
-        update = orthogonalize(grad.lerp(momentum, memory).flatten(2)).view_as(grad)
-        step_size = lr * 0.2 * max(grad.flatten(2).shape[1:]) ** 0.5 * taken
-        for parameter, m, u in zip(parameters, momentum, update):
-            state = self.state[parameter]
-            state["momentum"], state["step"] = m, state.get("step", torch.zeros_like(taken)) + taken
-            parameter.mul_(1 - lr * weight_decay * taken).sub_(u * step_size)
-            parameter.grad = None  # so that AdamW, below, skips it
+        """Update parameters with Muon, with as few launches as can be: they are what a GPU waits for."""
+        no = torch.zeros((), device=parameters[0].device)
+        for p in parameters:
+            if "momentum" not in self.state[p]:
+                self.state[p].update(momentum=torch.zeros_like(p), step=no.clone())
+        steps = [self.state[p]["step"] for p in parameters]
+        memory = self.momentum(steps[0])
+        fresh = 1 - memory
+        finite = getattr(self, "found_inf", no).reshape(()) == 0
+        taken = finite.float()
+        torch._foreach_add_(steps, taken)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay * taken)
+
+        same_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # to batch their matrix products
+        for p in parameters:
+            same_shape.setdefault(p.shape, []).append(p)
+        moved, updates = [], []
+        for shape, alike in same_shape.items():
+            grad = torch.stack([p.grad.float() for p in alike])
+            momentum = torch.stack([self.state[p]["momentum"] for p in alike])
+            grad = torch.where(finite, grad, momentum)  # 0 * NaN would be NaN
+            momentum = momentum.lerp(grad, fresh)
+            update = orthogonalize(grad.lerp(momentum, memory).flatten(2)).view_as(grad)
+            for p, m in zip(alike, momentum):
+                self.state[p]["momentum"] = m
+                p.grad = None  # so that AdamW, below, skips it
+            moved += alike
+            updates += (update * (lr * 0.2 * max(grad.flatten(2).shape[1:]) ** 0.5 * taken)).unbind()
+        torch._foreach_sub_(moved, updates)
 
 
 def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
