@@ -1,6 +1,6 @@
 """Train a denoising diffusion probabilistic model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.
 
-    accelerate launch train_ddpm_mnist.py                # ylecun/mnist from the Hub, 10 to 30 minutes on two cores
+    accelerate launch train_ddpm_mnist.py                # ylecun/mnist from the Hub, 15 to 30 minutes on two cores
     accelerate launch train_ddpm_mnist.py --config configs/smoke.yaml --output_dir /tmp/smoke
 
 `train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239); its line numbers stand in the comments,

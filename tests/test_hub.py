@@ -23,7 +23,7 @@ from PIL import Image
 import train_ddpm_mnist
 from ddpm_mnist.hub import checkpoints
 from ddpm_mnist.hub.card import weights_sha256, write_card
-from ddpm_mnist.hub.push import published_name, push_model
+from ddpm_mnist.hub.push import published_name, push_model, validate_model
 from ddpm_mnist.options import ConfigError
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
@@ -132,6 +132,17 @@ def front_matter(card: str) -> dict:
 
 
 # ---- the whole trip ------------------------------------------------------------------------------------------------
+
+
+def test_the_fresh_process_finds_packages_by_pythonpath_but_not_this_repo(model, tmp_path, monkeypatch):
+    """On clusters, `module load` puts packages there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util, pathlib\n"
+        "pathlib.Path(__file__).with_name('seen').write_text(str(importlib.util.find_spec('push_to_hub')))"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
+    validate_model(model)
+    assert (tmp_path / "seen").read_text() == "None"
 
 
 def test_train_push_load_generate(hub, model, tmp_path):

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from conftest import ROOT, metrics, posix, python, smoke_args
@@ -185,6 +187,39 @@ def test_what_the_script_does_not_do_is_said_in_a_line(monkeypatch, variable, va
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ConfigError, match=part):
         hardware.start_accelerator(TrainConfig(report_to="none"))
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "use_cpu", "refused"),
+    [("2", 1, "", True), ("8", 4, "false", True), ("2", 2, "", False), ("2", 0, "", False), ("2", 1, "true", False)],
+)
+def test_each_process_has_a_gpu_of_its_own_or_none(monkeypatch, processes, gpus, use_cpu, refused):
+    """Simulated: this machine has no GPU. On an H100, two processes failed in Accelerate's barrier, on the CPU too."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with (
+        pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE is {processes}.* start {gpus}")
+        if refused
+        else nullcontext()
+    ):
+        hardware.choose_devices()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if use_cpu == "true" else "0,1,2,3")
+
+
+def test_cuda_is_not_asked_for_its_devices_before_they_are_chosen(dataset_dir, tmp_path):
+    """Else hiding them, as above, would come too late."""
+    code = """
+import os, sys, torch
+asked = []
+torch.cuda.is_available = torch.cuda.device_count = lambda: asked.append(1) or 0
+import train_ddpm_mnist
+from ddpm_mnist.training import hardware
+hardware.choose_devices = lambda: os._exit(40 + len(asked))
+train_ddpm_mnist.main(sys.argv[1:])
+"""
+    assert python("-c", code, *smoke_args(dataset_dir, tmp_path / "run")).returncode == 40
 
 
 def test_accumulation_set_in_the_environment_changes_nothing(train, monkeypatch):

@@ -72,7 +72,8 @@ def validate_model(model_dir: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "sample.npy"
         command = [sys.executable, "-c", STOCK_SAMPLE, str(model_dir.resolve()), str(int(conditional)), str(output)]
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_TOKEN")}
+        environment = {k: v for k, v in os.environ.items() if k != "HF_TOKEN"}
+        environment["PYTHONPATH"] = without_this_repo(os.environ.get("PYTHONPATH", ""))
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace"
         )
@@ -97,6 +98,12 @@ def validate_model(model_dir: Path) -> None:
     ours = pipe(**arguments, generator=generator, num_inference_steps=4, output_type="pt").images.numpy()
     if not np.allclose(ours, stock, atol=1e-3):
         raise ConfigError(f"{option}: stock diffusers draws another sample than this repo does; report this as a bug")
+
+
+def without_this_repo(python_path: str) -> str:
+    """A PYTHONPATH without the folders that hold this repo; what else lies there, diffusers perhaps, stays."""
+    folders = [folder for folder in python_path.split(os.pathsep) if folder]
+    return os.pathsep.join(folder for folder in folders if not Path(folder, "ddpm_mnist").is_dir())
 
 
 def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool) -> list[Path]:

@@ -28,6 +28,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
                 f"ACCELERATE_USE_{name}: the script trains with plain data parallelism; `accelerate launch` it with a "
                 "config that does not turn this on, or unset the variable"
             )
+    choose_devices()
     precision, why = resolve_mixed_precision(config.mixed_precision)
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))
     trackers = tracker_names(config.report_to)
@@ -46,6 +47,20 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if why:
         accelerator.print(f"Mixed precision {precision}: {why}.")
     return accelerator
+
+
+def choose_devices() -> None:
+    """Hide the GPUs from a run on the CPU, since Accelerate's barrier names one for each process even there, and fails
+    where there are fewer; and check that each process of a run on GPUs has its own. ConfigError: it has not."""
+    if use_cpu_is_set():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # in time: nothing has asked CUDA for its devices yet
+        return
+    processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
+    if gpus and processes.isdigit() and int(processes) > gpus:
+        raise ConfigError(
+            f"LOCAL_WORLD_SIZE is {processes}, more processes than this machine's {gpus} GPU(s): start {gpus}, or set "
+            "ACCELERATE_USE_CPU=true for processes on the CPU"
+        )
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -70,13 +85,15 @@ def use_cpu_is_set() -> bool:
 
 
 def use_hardware(accelerator: Accelerator) -> None:
-    """Share the cores among this machine's processes, where the launcher set one thread for each; on a GPU, let
-    float32 products use its tensor cores (TF32), as its convolutions do anyway.
+    """Share the cores among this machine's processes, where the launcher set one thread for each. On a GPU, let
+    float32 products use its tensor cores (TF32), as its convolutions do anyway, and keep to convolutions that give the
+    same numbers each time: in float32, cuDNN's fastest do not, and a resumed run would not be exact.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which halves the speed of two cores
     and wastes seven of eight. To use fewer cores than there are, give the run fewer (taskset, a container's cpuset).
     """
     torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.deterministic = True
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":

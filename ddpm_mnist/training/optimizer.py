@@ -91,7 +91,7 @@ class Muon(torch.optim.AdamW):
         for p in parameters:
             same_shape.setdefault(p.shape, []).append(p)
         moved, updates = [], []
-        for shape, alike in same_shape.items():
+        for alike in same_shape.values():
             grad = torch.stack([p.grad.float() for p in alike])
             momentum = torch.stack([self.state[p]["momentum"] for p in alike])
             grad = torch.where(finite, grad, momentum)  # 0 * NaN would be NaN
