@@ -290,7 +290,8 @@ def run_script(main: Callable[[list[str]], int]) -> int:
         if "--debug" in sys.argv:
             raise
         text = str(error) if isinstance(error, ConfigError) else f"{cause_of(error)}; --debug shows where"
-        if os.environ.get("RANK", "0") == "0":  # all processes of a run hit the same error; one says it
+        rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
+        if rank == "0":  # all processes of a machine hit the same error; one says it
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -166,9 +166,14 @@ def load_model(name: str, option: str = "--model") -> Model:
         raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
 
 
+def use_cpu_is_set() -> bool:
+    """Whether ACCELERATE_USE_CPU says to stay on the CPU, in any of the words that Accelerate takes for yes."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
 def device() -> torch.device:
     """Where training runs too: the accelerator of this machine (CUDA, MPS ...) unless ACCELERATE_USE_CPU says no."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes") or not torch.accelerator.is_available():
+    if use_cpu_is_set() or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.accelerator.current_accelerator()
 

@@ -30,7 +30,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):  # 
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
     torch.set_num_threads(1)
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the numbers compared here are a CPU's
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the numbers compared here are a CPU's
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nothing listens there: whoever asks the Hub fails at once
 datasets.disable_progress_bars()
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals, limits or users")

@@ -23,7 +23,7 @@ from PIL import Image
 import train_ddpm_mnist
 from ddpm_mnist.hub import checkpoints
 from ddpm_mnist.hub.card import weights_sha256, write_card
-from ddpm_mnist.hub.push import published_name, push_model, validate_model
+from ddpm_mnist.hub.push import published_name, push_model, validate_model, without_this_repo
 from ddpm_mnist.options import ConfigError
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
@@ -143,6 +143,18 @@ def test_the_fresh_process_finds_packages_by_pythonpath_but_not_this_repo(model,
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
     validate_model(model)
     assert (tmp_path / "seen").read_text() == "None"
+
+
+def test_checkouts_of_this_repo_are_left_out_of_pythonpath(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site/ddpm_mnist").mkdir(parents=True)  # installed beside diffusers
+    given = ["site", "", str(ROOT), "absent", str(tmp_path)]
+    assert without_this_repo(os.pathsep.join(given)).split(os.pathsep) == [
+        str(tmp_path / "site"),
+        str(tmp_path / "absent"),
+        str(tmp_path),
+    ]
+    assert without_this_repo("") == ""
 
 
 def test_train_push_load_generate(hub, model, tmp_path):

@@ -59,7 +59,7 @@ def test_a_world_size_that_is_no_number_and_a_tracker_that_is_not_there_are_said
 def test_processes_that_do_not_know_of_each_other_are_refused(dataset_dir, tmp_path):
     """torchrun without a GPU and without ACCELERATE_USE_CPU: Accelerate makes two runs of one process each."""
     args = smoke_args(dataset_dir, tmp_path / "out")
-    done = python("train_ddpm_mnist.py", *args, processes=2, ACCELERATE_USE_CPU="false")
+    done = python("train_ddpm_mnist.py", *args, processes=2, ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="-1")
     assert done.returncode != 0 and "error: WORLD_SIZE is 2, but the processes do not know of each other" in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -190,36 +190,40 @@ def test_what_the_script_does_not_do_is_said_in_a_line(monkeypatch, variable, va
 
 
 @pytest.mark.parametrize(
-    ("processes", "gpus", "use_cpu", "refused"),
-    [("2", 1, "", True), ("8", 4, "false", True), ("2", 2, "", False), ("2", 0, "", False), ("2", 1, "true", False)],
+    ("processes", "gpus", "use_cpu", "cure"),
+    [
+        ("2", 1, "", "start 1, or set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"),
+        ("8", 4, "false", "start 4, or"),
+        ("2", 1, "true", "set CUDA_VISIBLE_DEVICES=-1 too"),
+        ("2", 1, "on", "set CUDA_VISIBLE_DEVICES=-1 too"),
+        ("2", 2, "", None),
+        ("2", 2, "true", None),
+        ("2", 0, "", None),
+        ("2", 0, "true", None),
+        (None, 1, "", None),
+    ],
 )
-def test_each_process_has_a_gpu_of_its_own_or_none(monkeypatch, processes, gpus, use_cpu, refused):
-    """Simulated: this machine has no GPU. On an H100, two processes failed in Accelerate's barrier, on the CPU too."""
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+def test_each_process_has_a_gpu_or_none_is_seen(monkeypatch, processes, gpus, use_cpu, cure):
+    """Simulated: this machine has no GPU. On one H100 two processes ended in a traceback, on the CPU too."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     monkeypatch.setenv("ACCELERATE_USE_CPU", use_cpu)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with (
-        pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE is {processes}.* start {gpus}")
-        if refused
-        else nullcontext()
-    ):
-        hardware.choose_devices()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if use_cpu == "true" else "0,1,2,3")
+    expected = f"^LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU.s.; {cure}"
+    with pytest.raises(ConfigError, match=expected) if cure else nullcontext():
+        hardware.check_gpus()
 
 
-def test_cuda_is_not_asked_for_its_devices_before_they_are_chosen(dataset_dir, tmp_path):
-    """Else hiding them, as above, would come too late."""
-    code = """
-import os, sys, torch
-asked = []
-torch.cuda.is_available = torch.cuda.device_count = lambda: asked.append(1) or 0
-import train_ddpm_mnist
-from ddpm_mnist.training import hardware
-hardware.choose_devices = lambda: os._exit(40 + len(asked))
-train_ddpm_mnist.main(sys.argv[1:])
-"""
-    assert python("-c", code, *smoke_args(dataset_dir, tmp_path / "run")).returncode == 40
+def test_a_run_leaves_the_choice_of_kernels_as_it_was(dataset_dir, tmp_path):
+    """In a notebook, what comes after it may want fast convolutions or exact products."""
+    cuda = torch.backends.cuda.matmul
+    for before in (False, True):
+        cuda.allow_tf32 = torch.backends.cudnn.deterministic = before
+        with setup.prepare(parse_args(smoke_args(dataset_dir, tmp_path / "run"))):
+            assert cuda.allow_tf32 and torch.backends.cudnn.deterministic
+        assert cuda.allow_tf32 == torch.backends.cudnn.deterministic == before
+        cuda.allow_tf32 = torch.backends.cudnn.deterministic = False
 
 
 def test_accumulation_set_in_the_environment_changes_nothing(train, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import same
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_mnist import UNet2DModel
 from ddpm_mnist.training.optimizer import Muon, build_optimizer, orthogonalize
@@ -70,6 +71,42 @@ def test_a_kernel_goes_as_a_matrix_of_its_output_channels():
     assert torch.equal(kernel[0].flatten(1), matrix[0])
 
 
+def test_a_tall_kernel_goes_as_torch_would_take_it_as_a_matrix():
+    """More outputs than inputs: orthogonalized the other way round."""
+    kernel, gradient = matrices((48, 16, 1, 1)), torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
+    start = kernel[0].detach().clone()
+    kernel[0].grad = gradient.view_as(kernel[0]).clone()
+    Muon(kernel, [], lr=0.1).step()
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    moved = (start - kernel[0].detach()).flatten(1) / (0.1 * 0.2 * 48**0.5)
+    sizes = torch.linalg.svdvals(moved)
+    assert sizes.min() > 0.6 and sizes.max() < 1.25
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), (u @ vh).flatten(), dim=0) > 0.97
+
+
+def test_its_operations_do_not_grow_with_the_number_of_parameters_of_a_shape():
+    """They are launches on a GPU."""
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Count.calls += not getattr(function, "is_view", False)
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for number in (3, 30):
+        parameters = matrices(*[(8, 12)] * number)
+        optimizer = Muon(parameters, [], lr=0.1)
+        for step in range(2):  # the first makes the state
+            give_gradients(parameters, step)
+            with Count():
+                Count.calls = 0
+                optimizer.step()
+        counts.append(Count.calls)
+    assert counts[1] - counts[0] == 0 and counts[0] < 60
+
+
 def test_an_update_that_is_left_out_moves_nothing():
     parameters, others = matrices((8, 12), (12, 8)), matrices((8,))
     optimizer = Muon(parameters, others, lr=0.1, weight_decay=0.5)
@@ -86,6 +123,17 @@ def test_an_update_that_is_left_out_moves_nothing():
     assert not any(torch.equal(states[1][key], states[2][key]) for key in states[2])
     assert all(value.isfinite().all() for value in states[2].values())
     assert [int(optimizer.state[p]["step"]) for p in parameters + others] == [2, 2, 2]
+
+
+def test_a_first_update_may_be_left_out():
+    parameters, start = matrices((8, 12), (12, 8)), matrices((8, 12), (12, 8))
+    optimizer = Muon(parameters, [], lr=0.1, weight_decay=0.5)
+    for p in parameters:
+        p.grad = torch.full_like(p, float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(parameters, start))
+    assert [(int(s["step"]), float(s["momentum"].abs().max())) for s in optimizer.state.values()] == [(0, 0), (0, 0)]
 
 
 def test_its_state_is_read_back():

@@ -101,9 +101,9 @@ def validate_model(model_dir: Path) -> None:
 
 
 def without_this_repo(python_path: str) -> str:
-    """A PYTHONPATH without the folders that hold this repo; what else lies there, diffusers perhaps, stays."""
-    folders = [folder for folder in python_path.split(os.pathsep) if folder]
-    return os.pathsep.join(folder for folder in folders if not Path(folder, "ddpm_mnist").is_dir())
+    """A PYTHONPATH without checkouts of this repo, for a process in another folder. Other packages stay."""
+    folders = [os.path.abspath(folder) for folder in python_path.split(os.pathsep) if folder]
+    return os.pathsep.join(f for f in folders if not os.path.isfile(os.path.join(f, "push_to_hub.py")))
 
 
 def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool) -> list[Path]:

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -10,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from ..options import ConfigError, first_line
+from ..sampling import use_cpu_is_set
 from .config import TrainConfig
 from .log import tracker_names
 
@@ -28,7 +31,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
                 f"ACCELERATE_USE_{name}: the script trains with plain data parallelism; `accelerate launch` it with a "
                 "config that does not turn this on, or unset the variable"
             )
-    choose_devices()
+    check_gpus()
     precision, why = resolve_mixed_precision(config.mixed_precision)
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))
     trackers = tracker_names(config.report_to)
@@ -49,18 +52,27 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def choose_devices() -> None:
-    """Hide the GPUs from a run on the CPU, since Accelerate's barrier names one for each process even there, and fails
-    where there are fewer; and check that each process of a run on GPUs has its own. ConfigError: it has not."""
-    if use_cpu_is_set():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # in time: nothing has asked CUDA for its devices yet
-        return
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Afterwards, what `use_hardware` set for CUDA is as before."""
+    tf32, deterministic = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic = tf32, deterministic
+
+
+def check_gpus() -> None:
+    """Check that this machine has a GPU for each process, or shows none. ConfigError: it has fewer.
+
+    On the CPU too, since Accelerate's barrier passes a GPU's index for each process there, and fails without that GPU.
+    """
     processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
     if gpus and processes.isdigit() and int(processes) > gpus:
-        raise ConfigError(
-            f"LOCAL_WORLD_SIZE is {processes}, more processes than this machine's {gpus} GPU(s): start {gpus}, or set "
-            "ACCELERATE_USE_CPU=true for processes on the CPU"
-        )
+        cure = f"start {gpus}, or set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1 for processes on the CPU"
+        if use_cpu_is_set():
+            cure = "set CUDA_VISIBLE_DEVICES=-1 too, which Accelerate needs for several processes on the CPU"
+        raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {cure}")
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -79,15 +91,10 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
-def use_cpu_is_set() -> bool:
-    """Whether Accelerate was told to stay on the CPU."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-
-
 def use_hardware(accelerator: Accelerator) -> None:
     """Share the cores among this machine's processes, where the launcher set one thread for each. On a GPU, let
-    float32 products use its tensor cores (TF32), as its convolutions do anyway, and keep to convolutions that give the
-    same numbers each time: in float32, cuDNN's fastest do not, and a resumed run would not be exact.
+    float32 products use its tensor cores (TF32), as its convolutions do anyway, and take convolutions that give the
+    same numbers each time. Without these a float32 run on an H100 was not repeatable, nor its resumption exact.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which halves the speed of two cores
     and wastes seven of eight. To use fewer cores than there are, give the run fewer (taskset, a container's cpuset).

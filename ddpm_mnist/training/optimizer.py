@@ -74,34 +74,33 @@ class Muon(torch.optim.AdamW):
         return MOMENTUM - (MOMENTUM - FIRST_MOMENTUM) * left
 
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
-        """Update parameters with Muon, with as few launches as can be: they are what a GPU waits for."""
-        no = torch.zeros((), device=parameters[0].device)
+        """Update parameters with Muon, in few operations: on a GPU, small models are limited by their launches."""
+        zero = torch.zeros((), device=parameters[0].device)
         for p in parameters:
             if "momentum" not in self.state[p]:
-                self.state[p].update(momentum=torch.zeros_like(p), step=no.clone())
+                self.state[p].update(momentum=torch.zeros_like(p), step=zero.clone())
         steps = [self.state[p]["step"] for p in parameters]
         memory = self.momentum(steps[0])
-        fresh = 1 - memory
-        finite = getattr(self, "found_inf", no).reshape(()) == 0
-        taken = finite.float()
-        torch._foreach_add_(steps, taken)
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay * taken)
+        finite = getattr(self, "found_inf", zero).reshape(()) == 0
+        applied = finite.float()
+        torch._foreach_add_(steps, applied)  # all at once, as the optimizers of torch do
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay * applied)
 
         same_shape: dict[tuple[int, ...], list[nn.Parameter]] = {}  # to batch their matrix products
         for p in parameters:
             same_shape.setdefault(p.shape, []).append(p)
         moved, updates = [], []
-        for alike in same_shape.values():
-            grad = torch.stack([p.grad.float() for p in alike])
-            momentum = torch.stack([self.state[p]["momentum"] for p in alike])
+        for group in same_shape.values():
+            grad = torch.stack([p.grad.float() for p in group])
+            momentum = torch.stack([self.state[p]["momentum"] for p in group])
             grad = torch.where(finite, grad, momentum)  # 0 * NaN would be NaN
-            momentum = momentum.lerp(grad, fresh)
+            momentum = momentum.lerp(grad, 1 - memory)
             update = orthogonalize(grad.lerp(momentum, memory).flatten(2)).view_as(grad)
-            for p, m in zip(alike, momentum):
+            for p, m in zip(group, momentum):
                 self.state[p]["momentum"] = m
                 p.grad = None  # so that AdamW, below, skips it
-            moved += alike
-            updates += (update * (lr * 0.2 * max(grad.flatten(2).shape[1:]) ** 0.5 * taken)).unbind()
+            moved += group
+            updates += (update * (lr * 0.2 * max(grad.flatten(2).shape[1:]) ** 0.5 * applied)).contiguous().unbind()
         torch._foreach_sub_(moved, updates)
 
 

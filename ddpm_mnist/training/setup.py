@@ -29,7 +29,7 @@ from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import BEFORE, TrainConfig
-from .hardware import start_accelerator
+from .hardware import settings_kept, start_accelerator
 from .log import MetricsLog, count_update
 from .models import build, check_models, start_from
 from .optimizer import build_optimizer
@@ -301,8 +301,8 @@ class Run:
 def prepare(config: TrainConfig) -> Iterator[Run]:
     """Everything that a run needs, for the time of the run. Refuses what cannot work, and writes nothing.
 
-    Afterwards signal handlers, the lock of the output folder and Accelerate's state are as before, so that a process
-    can train more than once.
+    Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
+    before, so that a process can train more than once.
 
     Raises:
         ConfigError: the model, the data, the output folder or a checkpoint are not what the config says.
@@ -315,8 +315,9 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     first = not AcceleratorState._shared_state  # else somebody's Accelerator lives in this process
     run = None
     try:
-        run = build_run(config)
-        yield run
+        with settings_kept():
+            run = build_run(config)
+            yield run
     except RuntimeError as error:
         if run is None or run.accelerator.num_processes == 1 or not LOST_PEER.search(str(error)):
             raise
