@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import ROOT, metrics, posix, python, smoke_args
+from conftest import ROOT, in_process, metrics, posix, python, smoke_args
 
 import train_ddpm_mnist as script
 from ddpm_mnist.options import ConfigError
@@ -213,6 +213,20 @@ def test_each_process_has_a_gpu_or_none_is_seen(monkeypatch, processes, gpus, us
     expected = f"^LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU.s.; {cure}"
     with pytest.raises(ConfigError, match=expected) if cure else nullcontext():
         hardware.check_gpus()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [({}, 1), ({"RANK": "0"}, 1), ({"RANK": "1"}, 0), ({"RANK": "2", "LOCAL_RANK": "0"}, 1), ({"LOCAL_RANK": "1"}, 0)],
+)
+def test_an_error_is_said_once_on_each_machine(monkeypatch, capsys, ranks, said):
+    """The second machine may lack what the first one has."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert in_process(script.main, "--learning_rate=-1") == 2
+    assert capsys.readouterr().err.count("error: --learning_rate") == said
 
 
 def test_a_run_leaves_the_choice_of_kernels_as_it_was(dataset_dir, tmp_path):
