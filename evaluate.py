@@ -20,8 +20,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_mnist.client import hub_or_cache
-from ddpm_mnist.data import Data, DataOptions, ImageShape, load_data, to_uint8
+from ddpm_mnist.data import Data, ImageShape, load_data
+from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.evaluation.bound import cannot_bound, variational_bound
 from ddpm_mnist.evaluation.classifier import get_classifier, labelled
 from ddpm_mnist.evaluation.metrics import frechet_distance
@@ -34,26 +34,18 @@ from ddpm_mnist.evaluation.report import (
     neighbours_picture,
     tell_apart,
 )
-from ddpm_mnist.hub.card import is_digits, read_json, weights_sha256
-from ddpm_mnist.options import (
-    ConfigError,
-    file_problem,
-    no_such_option,
-    opt,
-    options_of,
-    peek,
-    read_options,
-    read_yaml,
-    run_script,
-)
+from ddpm_mnist.loading import Model, is_checkpoint, load_model
+from ddpm_mnist.offline import hub_or_cache
+from ddpm_mnist.options import DataOptions, SampleOptions, opt, options_of, peek, read_options, read_yaml, run_script
 from ddpm_mnist.randomness import seeded_generator
-from ddpm_mnist.sampling import Model, SampleOptions, is_checkpoint, labels_for, load_model, sample_steps
+from ddpm_mnist.record import is_digits, read_json, weights_sha256
+from ddpm_mnist.sampling import labels_for, to_uint8
 from ddpm_mnist.sources import EMBEDDED_DATASET
 
 OUTPUTS = ("evaluation.json", "evaluation.md", "evaluation_neighbours.png", "evaluation_bound.png")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluateConfig(DataOptions, SampleOptions):
     """Evaluation"""
 
@@ -81,25 +73,12 @@ class EvaluateConfig(DataOptions, SampleOptions):
 
 def draw_samples(config: EvaluateConfig, model: Model) -> tuple[Tensor, Tensor | None, int]:
     """`[num_images, C, H, W]` uint8, as a file would hold them; the classes asked for, or None; the number of steps."""
-    sampler, steps = model.sampler(config.scheduler, config.num_inference_steps)
-    asked = labels_for(range(config.num_images), model.num_classes)
-    drawn = sample_steps(
-        model.unet,
-        sampler,
-        range(config.num_images),
-        steps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        class_labels=asked,
-        guidance_scale=config.guidance_scale,
-        null_class_label=model.null_class_label,
-        guidance_min_log_snr=config.guidance_min_log_snr,
-        mixed_precision=config.mixed_precision,
-    )
-    batches = (step.sample for step in drawn if step.last)
-    number = -(-config.num_images // config.batch_size)
-    progress = tqdm(batches, total=number, desc=f"sampling, {config.scheduler}, {steps} steps")
-    return torch.cat([to_uint8(samples).cpu() for samples in progress]), asked, steps
+    steps = model.num_steps(config)
+    numbers = range(config.num_images)
+    batches = (step.prev_sample for _, step in model.draw(numbers, config) if step.last)
+    total = -(-config.num_images // config.batch_size)
+    progress = tqdm(batches, total=total, desc=f"sampling, {config.scheduler}, {steps} steps")
+    return torch.cat([to_uint8(samples).cpu() for samples in progress]), labels_for(numbers, model.num_classes), steps
 
 
 def load_judge(config: EvaluateConfig, model: Model) -> tuple[Data, torch.nn.Module, float]:
@@ -150,7 +129,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     started = time.perf_counter()
     model = load_model(config.model)
-    model.sampler(config.scheduler, config.num_inference_steps)
+    model.num_steps(config)
     if config.bound_images and (problem := cannot_bound(model.scheduler)):
         raise ConfigError(f"--bound_images {config.bound_images}: {problem}; 0 leaves the bound out")
     inception = load_inception() if config.feature_extractor == "inception" else None
@@ -229,9 +208,7 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
     results = read_json(record / "train_results.json")
     if results.get("dataset") == EMBEDDED_DATASET:  # which the run may have fallen back to
         values["dataset_name"] = EMBEDDED_DATASET
-    config, rest = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
-    if rest:
-        raise no_such_option(EvaluateConfig, rest[0])
+    config = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
     local, name = results.get("dataset_is_local", False), config.dataset_name
     if local and name and name == values.get("dataset_name") and not Path(name).exists():
         raise ConfigError(f"--dataset_name: the model was trained on {name}, which is not here; say where it is")

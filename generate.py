@@ -9,20 +9,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ddpm_mnist.options import ConfigError, file_problem, no_such_option, opt, read_options, run_script
-from ddpm_mnist.sampling import (
-    SampleOptions,
-    grid,
-    labels_for,
-    load_model,
-    moments_to_show,
-    sample_steps,
-    to_pil,
-    trajectory_picture,
-)
+from ddpm_mnist.errors import ConfigError, file_problem
+from ddpm_mnist.loading import load_model
+from ddpm_mnist.options import SampleOptions, opt, read_options, run_script
+from ddpm_mnist.sampling import grid, moments_to_show, to_pil, trajectory_picture
 
 
-@dataclass
+@dataclass(frozen=True)
 class GenerateConfig(SampleOptions):
     """What to draw"""
 
@@ -55,32 +48,21 @@ def generate(config: GenerateConfig) -> list[Path]:
             raise ConfigError(f"--output {output}: {problem}")
 
     model = load_model(config.model)
-    sampler, steps = model.sampler(config.scheduler, config.num_inference_steps)
+    steps = model.num_steps(config)
     classes = model.num_classes
     if config.class_label is not None and (classes is None or not 0 <= config.class_label < classes):
         raise ConfigError(f"--class_label {config.class_label}: the model has {classes or 'no'} classes")
 
     trajectory = []  # steps of the first batch
     images = []
-    drawn = sample_steps(
-        model.unet,
-        sampler,
-        numbers,
-        steps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        class_labels=labels_for(numbers, classes, config.class_label),
-        guidance_scale=config.guidance_scale,
-        null_class_label=model.null_class_label,
-        guidance_min_log_snr=config.guidance_min_log_snr,
-        mixed_precision=config.mixed_precision,
-    )
     batches = -(-len(numbers) // config.batch_size)
-    for number, step in enumerate(tqdm(drawn, total=batches * steps, desc=f"{config.scheduler}, {steps} steps")):
-        if step.index == 0 and number in moments_to_show(steps):
+    drawn = model.draw(numbers, config, config.class_label)
+    progress = tqdm(drawn, total=batches * steps, desc=f"{config.scheduler}, {steps} steps")
+    for number, (batch, step) in enumerate(progress):
+        if batch == 0 and number in moments_to_show(steps):
             trajectory.append(step)
         if step.last:
-            images.extend(to_pil(step.sample))
+            images.extend(to_pil(step.prev_sample))
 
     singles.mkdir(parents=True, exist_ok=True)
     new = set(paths)
@@ -96,9 +78,7 @@ def generate(config: GenerateConfig) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    config, rest = read_options(GenerateConfig, arguments, __doc__.splitlines()[0])
-    if rest:
-        raise no_such_option(GenerateConfig, rest[0])
+    config = read_options(GenerateConfig, arguments, __doc__.splitlines()[0])
     written = generate(config)
     print(f"Wrote {written[0]} and {len(written) - 1} more files.")
     return 0

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddpm_mnist.hub.push import push_model
-from ddpm_mnist.options import no_such_option, opt, read_options, run_script
+from ddpm_mnist.options import opt, read_options, run_script
 
 
-@dataclass
+@dataclass(frozen=True)
 class PushConfig:
     """What to push"""
 
@@ -34,9 +34,7 @@ class PushConfig:
 
 
 def main(arguments: list[str]) -> int:
-    config, rest = read_options(PushConfig, arguments, __doc__.splitlines()[0])
-    if rest:
-        raise no_such_option(PushConfig, rest[0])
+    config = read_options(PushConfig, arguments, __doc__.splitlines()[0])
     options = asdict(config)
     push_model(Path(options.pop("model_dir")), options.pop("hub_model_id"), **options)
     return 0

@@ -18,31 +18,13 @@ import torch
 from torch import Tensor
 
 from .decode import VERSION, decode_rows, has_colour, ink_of, open_image, paper_for, to_eight_bits
-from .options import ConfigError, opt, shorten
+from .errors import ConfigError, shorten
+from .options import DataOptions
 from .randomness import seeded_generator
 from .sources import load_splits
 
 DARK = 3  # of 255: a set whose pixels differ by no more was meant otherwise, such as 0 and 1 for black and white
 LOOKED_AT = 64  # images that decide what paper a transparent set is put on, and whether a set has colour
-
-
-@dataclass
-class DataOptions:
-    """Data"""
-
-    dataset_name: str | None = opt(
-        None,
-        "Hub id, or a local folder or file. Default: ylecun/mnist, or scikit-learn's digits where the Hub is out of "
-        "reach.",
-        path=True,
-    )
-    dataset_config_name: str | None = opt(None, "The dataset's configuration, where it has several.")
-    image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
-    label_column: str | None = opt(None, "Column of class labels. Default: the only ClassLabel column, if any.")
-    center_crop: bool = opt(False, "Crop images that are not square, or of several sizes, to the square in the middle.")
-    max_resident_gb: float = opt(2.0, "A training set of more pixels stays on the disk, decoded.", at_least=0)
-    dataloader_num_workers: int = opt(0, "Processes that decode the images, once; 0: this one.", at_least=0)
-    cache_dir: str | None = opt(None, "Where `datasets` keeps its cache.", path=True)
 
 
 @dataclass(frozen=True)
@@ -183,26 +165,6 @@ class Images:
             yield scale(self.images[indices].to(self.device)), labels
 
 
-class DiskImages:
-    """The same for a set that stays in its file of decoded pixels: the same `len` and `batches` as `Images`."""
-
-    def __init__(self, rows: datasets.Dataset, labels: Tensor | None, shape: ImageShape):
-        self.rows, self.labels, self.shape, self.device = rows, labels, shape, torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to(self, device: torch.device) -> "DiskImages":
-        self.device = device
-        return self
-
-    def batches(self, index_batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for indices in index_batches:
-            pixels = to_tensor(self.rows[indices.tolist()]["pixels"], self.shape)
-            labels = None if self.labels is None else self.labels[indices].to(self.device)
-            yield scale(pixels.to(self.device)), labels
-
-
 def to_tensor(pixels: list[bytes], shape: ImageShape) -> Tensor:
     """`[N, C, H, W]` uint8 out of the bytes of N images."""
     array = np.frombuffer(bytearray(b"".join(pixels)), np.uint8)
@@ -212,11 +174,6 @@ def to_tensor(pixels: list[bytes], shape: ImageShape) -> Tensor:
 def scale(pixels: Tensor) -> Tensor:
     """uint8 0 ... 255 -> float32 -1 ... 1, the range in which x_T ~ N(0, I) has about the scale of the data."""
     return pixels.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """The inverse of `scale`: [-1, 1] (clamped to it) -> uint8 0 ... 255, rounded."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def look_at(dataset: datasets.Dataset, image_column: str) -> tuple[int | None, int, bool]:
@@ -308,7 +265,7 @@ class Data:
     """`train`: endless batches through `index_batches`; `test`: held-out images; `fingerprint`: what was read."""
 
     name: str  # the Hub id, or the name of the local folder without its path
-    train: Images | DiskImages
+    train: Images
     test: Images
     fingerprint: str
     local: bool = False  # read from this machine's disk: its name means nothing elsewhere
@@ -381,14 +338,7 @@ def load_data(
     rows = [decode_split(split, options, shape, paper, what) for split, what in ((train, "train"), (held_out, "test"))]
     if said := change_of_colour(rows[0], shape.channels):
         warn(f"{name}: {said}.")
-    gigabytes = len(train) * shape.channels * shape.size**2 / 1e9
-    if gigabytes > options.max_resident_gb:
-        warn(
-            f"{name}: {gigabytes:.1f} GB of pixels, over --max_resident_gb {options.max_resident_gb}: left on the disk"
-        )
-        images = DiskImages(rows[0], labels[0], shape)
-    else:
-        images = Images(to_tensor(rows[0]["pixels"][:], shape), labels[0])
+    images = Images(to_tensor(rows[0]["pixels"][:], shape), labels[0])
     test = Images(to_tensor(rows[1]["pixels"][:], shape), labels[1])
     shown = Path(name).resolve().name if local else name  # a path is nobody else's business
     return Data(shown, images, test, fingerprint(rows[0], labels[0]), local)

@@ -15,7 +15,7 @@ import PIL
 from datasets.utils.file_utils import xopen
 from PIL import Image
 
-from .options import ConfigError, first_line
+from .errors import ConfigError, first_line
 
 # Changes with this file and with Pillow, so that a cache of another decoder is not read.
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] + PIL.__version__

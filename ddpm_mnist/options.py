@@ -1,16 +1,16 @@
-"""How options are declared, checked and read.
+"""How options are declared, checked and read; and the options that several commands share.
 
 Each command has a dataclass of options, whose fields are made by `opt`: default, help and rules stand together. A YAML
-file may change the defaults, and the command line wins over both. Whatever cannot be right ends in a `ConfigError`.
+file may change the defaults, and the command line wins over both. A value that cannot be right is a `ConfigError`.
+Nothing here imports torch, so that `--help` and a wrong option are answered at once.
 """
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
-from dataclasses import MISSING, Field, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -18,12 +18,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from .errors import ConfigError, cause_of, nearest
+
 Options = TypeVar("Options")
-PERMISSIONS = "name another, or change its permissions"
-
-
-class ConfigError(ValueError):
-    """A wrong input, in one line for the user: which option, which value, what to do. Scripts exit with 2 on it."""
 
 
 # ---- declaring -----------------------------------------------------------------------------------------------------
@@ -49,7 +46,7 @@ def opt(
         positive: finite and above 0; `fraction`: in [0, 1).
         path: a leading `~` is expanded.
         fixed_on_resume: a checkpoint can only be resumed with the same value.
-        saved: False for options of one launch only, which `train_config.yaml` leaves out.
+        saved: False for options of one launch only, which `train_config.yaml` does not keep.
     """
     rules = {"at_least": at_least, "at_most": at_most, "positive": positive, "fraction": fraction, "path": path}
     return field(default=default, metadata={"help": help, "fixed_on_resume": fixed_on_resume, "saved": saved, **rules})
@@ -57,11 +54,11 @@ def opt(
 
 def check_rules(options: Any) -> None:
     """Raise a ConfigError that names the first option whose value breaks the rules of its field."""
-    for option in fields(options):
+    for option in options_of(type(options)):
         rules, value = option.metadata, getattr(options, option.name)
         if value == "" != option.default:
-            raise ConfigError(f"--{option.name}: is empty (a variable that is not set?); give a value, or leave it out")
-        if value is None or not rules:
+            raise ConfigError(f"--{option.name}: is empty (a variable that is not set?); give a value, or omit it")
+        if value is None:
             continue
         problem = None
         if rules["at_least"] is not None and not value >= rules["at_least"]:
@@ -78,7 +75,7 @@ def check_rules(options: Any) -> None:
 
 def options_of(cls: type) -> list[Field]:
     """The fields of an options dataclass that the command line can set."""
-    return [option for option in fields(cls) if option.init]
+    return [option for option in fields(cls) if "help" in option.metadata]
 
 
 def group_of(cls: type, option: Field) -> str:
@@ -106,6 +103,8 @@ class Parser(HfArgumentParser):
         super().__init__([cls] if cls else [], **kwargs)
 
     def _parse_dataclass_field(self, parser, field: Field) -> None:
+        if "help" not in field.metadata:
+            return  # a section of the file
         title = group_of(self.options_class, field)
         if title not in self.groups:
             self.groups[title] = self.add_argument_group(title)
@@ -142,18 +141,19 @@ def read_options(
     values: dict[str, Any] | None = None,
     extra: dict[str, str] | None = None,
     epilog: str | None = None,
-) -> tuple[Options, list[str]]:
-    """The command line as an instance of the dataclass `cls`, and what is left of it.
+    sections: bool = False,
+) -> Options | tuple[Options, list[str]]:
+    """The command line as an instance of the dataclass `cls`.
 
     Args:
         arguments: without the program's name.
-        description: opens `--help`.
+        description, epilog: open and close `--help`.
         file, values: options that replace the defaults, and the YAML file that they were read from.
         extra: options (name -> help) that `--help` lists and others read.
-        epilog: closes `--help`.
+        sections: also return the arguments that no option took, such as `--unet.dropout`; otherwise they are an error.
 
     Raises:
-        ConfigError: an unknown key of the file, a value of the wrong type, or one that breaks its rules.
+        ConfigError: an unknown option or key of the file, a value of the wrong type, or one that breaks its rules.
     """
     parser = Parser(cls, description=description, epilog=epilog)
     for name, help in (extra or {}).items():
@@ -161,11 +161,12 @@ def read_options(
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.set_defaults(**defaults_from_file(cls, file, values or {}))
     options, _, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    for option in options_of(cls):
-        if option.metadata["path"] and getattr(options, option.name) is not None:
-            setattr(options, option.name, os.path.expanduser(getattr(options, option.name)))
+    if rest and not sections:
+        raise no_such_option(cls, rest[0])
+    paths = {o.name: getattr(options, o.name) for o in options_of(cls) if o.metadata["path"]}
+    options = replace(options, **{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
     check_rules(options)
-    return options, rest
+    return (options, rest) if sections else options
 
 
 def no_such_option(cls: type, argument: str) -> ConfigError:
@@ -176,28 +177,28 @@ def no_such_option(cls: type, argument: str) -> ConfigError:
 
 def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> dict[str, Any]:
     """`values` of a YAML file as defaults for the parser. `null` means the default, unless the type allows None."""
-    kinds, known = get_type_hints(cls), {option.name: option for option in options_of(cls)}
+    types, known = get_type_hints(cls), {option.name for option in options_of(cls)}
     defaults = {}
     for key, value in values.items():
         if key not in known:
             names = [option.name for option in fields(cls)]  # its sections too
             raise ConfigError(f"--config {file}: unknown key {str(key)[:40]!r}; {nearest(str(key), names)}")
-        if value is None and NoneType not in get_args(kinds[key]):
+        if value is None and NoneType not in get_args(types[key]):
             continue
-        defaults[key] = typed(f"--config {file}: --{key}", value, kinds[key])
+        defaults[key] = typed(f"--config {file}: --{key}", value, types[key])
     return defaults
 
 
-def typed(what: str, value: Any, kind: Any) -> Any:
+def typed(what: str, value: Any, type_hint: Any) -> Any:
     """A value from YAML in the type of its option. Strings are left to the parser, which reads "1e-4" as a number."""
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    choices = get_args(type_hint) if get_origin(type_hint) is Literal else ()
     if choices and isinstance(value, bool):
         value = "yes" if value else "no"  # YAML reads an unquoted no as False
     if choices and value not in choices:
         raise ConfigError(f"{what} {value!r}: choose from {', '.join(choices)}")
     if value is None or isinstance(value, str):
         return value
-    accepted = get_args(kind) or (kind,)
+    accepted = get_args(type_hint) or (type_hint,)
     if bool in accepted and isinstance(value, bool):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
@@ -207,7 +208,7 @@ def typed(what: str, value: Any, kind: Any) -> Any:
             return int(value)
         if str in accepted:
             return str(value)
-    names = " or ".join("nothing" if k is NoneType else k.__name__ for k in accepted)
+    names = " or ".join("nothing" if t is NoneType else t.__name__ for t in accepted)
     raise ConfigError(f"{what} {value!r}: must be {names}")
 
 
@@ -222,57 +223,6 @@ def read_yaml(option: str, path: Path) -> dict:
     if not isinstance(values, dict):
         raise ConfigError(f"{option} {path}: must hold `option: value` lines")
     return values
-
-
-def nearest(key: str, known: list[str]) -> str:
-    """A hint at the known key that `key` may have meant."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {shorten(sorted(known))}"
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
-
-
-def cause_of(error: BaseException) -> str:
-    """The text of the innermost error that says something: libraries wrap the cause in errors that hide it."""
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
-        chain.append(inner)
-    return first_line(next((e for e in reversed(chain) if str(e).strip()), error))
-
-
-def writable_problem(folder: Path) -> str | None:
-    """Why files cannot be written into a folder, which may be yet to be made; None where they can."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
-    if not existing.exists():
-        return f"{existing} is a link to nothing; remove it, or name another"
-    if not existing.is_dir():
-        return f"{existing} is a file; name a folder"
-    return None if may_write(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written; {PERMISSIONS}"
-
-
-def file_problem(path: Path) -> str | None:
-    """Why a file cannot be written, or replaced where there is one; None where it can."""
-    if path.is_dir():
-        return f"{path} is a folder, and a file goes there; name another, or move it"
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link to nothing; remove it, or name another"
-    if path.exists() and not may_write(path, os.W_OK):
-        return f"{path} cannot be written; {PERMISSIONS}"
-    return writable_problem(path.parent)
-
-
-def may_write(path: Path, mode: int) -> bool:
-    """Whether the system says so, to the user as whom the process runs."""
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
-
-def shorten(names: Iterable, limit: int = 8) -> str:
-    """The first few of `names`, and how many more there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def run_script(main: Callable[[list[str]], int]) -> int:
@@ -299,6 +249,53 @@ def run_script(main: Callable[[list[str]], int]) -> int:
         return 130
 
 
-def default_of(option: Field) -> Any:
-    """The default of a dataclass field."""
-    return option.default if option.default is not MISSING else option.default_factory()
+# ---- shared by several commands --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data"""
+
+    dataset_name: str | None = opt(
+        None,
+        "Hub id, or a local folder or file. Default: ylecun/mnist, or scikit-learn's digits if the Hub cannot be "
+        "reached.",
+        path=True,
+    )
+    dataset_config_name: str | None = opt(None, "The dataset's configuration, if it has several.")
+    image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
+    label_column: str | None = opt(None, "Column of class labels. Default: the only ClassLabel column, if any.")
+    center_crop: bool = opt(False, "Crop images that are not square, or of several sizes, to the square in the middle.")
+    dataloader_num_workers: int = opt(0, "Processes that decode the images, once; 0: this one.", at_least=0)
+    cache_dir: str | None = opt(None, "Where `datasets` keeps its cache.", path=True)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Samples"""
+
+    model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id; or a checkpoint folder.", path=True)
+    num_images: int = opt(16, "How many.", at_least=1)
+    batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1)
+    scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
+        "ddpm", "Sampler: ddpm, Algorithm 2; ddim, which adds no noise; dpmsolver, the fastest."
+    )
+    num_inference_steps: int | None = opt(
+        None, "Steps. Default: 50, for dpmsolver 20. The paper takes all 1000.", at_least=1
+    )
+    guidance_scale: float = opt(
+        1.5,
+        "Strength of the guidance of a conditional model: more is clearer and less varied; 1 is none.",
+        at_least=-1000,
+        at_most=1000,
+    )
+    guidance_min_log_snr: float = opt(
+        -2.0,
+        "Guide only where log SNR(t) is at least this, for more variety; -1000: everywhere.",
+        at_least=-1000,
+        at_most=1000,
+    )
+    mixed_precision: Literal["no", "bf16"] = opt(
+        "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
+    )
+    seed: int = opt(0, "Image i of a seed is always the same image.", at_least=0)

@@ -14,8 +14,9 @@ import json
 import math
 import operator
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -24,44 +25,89 @@ from diffusers.utils.torch_utils import randn_tensor
 GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 460; docs/results.md has the trials
 
 
-def guided_noise(unet, sample, timestep, class_labels, guidance_scale: float, null_class_label: int | None):
-    """epsilon(x_t, t, no class) + guidance_scale * (epsilon(x_t, t, class) - epsilon(x_t, t, no class)).
+class Step(NamedTuple):
+    """One step of Algorithm 2, from x_t to x_{t-1}; images are `[B, C, H, W]`, about [-1, 1]."""
 
-    The same for v: with x_t given, it is a linear function of epsilon.
+    timestep: int  # t
+    sample: torch.Tensor  # x_t
+    pred_original_sample: torch.Tensor  # the x_0 that the U-Net predicts from x_t
+    prev_sample: torch.Tensor  # x_{t-1}
+    last: bool  # x_{t-1} is x_0
+
+
+@torch.no_grad()
+def denoise(
+    predict: Callable, sampler, sample: torch.Tensor, num_inference_steps: int, generator=None, start: int | None = None
+) -> Iterator[Step]:
+    """Algorithm 2 of Ho et al. 2020, with any diffusers scheduler; yields each step.
 
     Args:
-        sample: x_t, `[B, C, H, W]`; `class_labels`: `[B]` int64, or None for a U-Net without classes.
-        guidance_scale: 1 is the conditional prediction itself, and costs half.
-        null_class_label: the label that stands for none; None where the U-Net was trained without one.
+        predict: maps x_t, which the sampler may have scaled, and t to the prediction of the U-Net; see `guided`.
+        sample: pure noise, `[B, C, H, W]`, of variance 1.
+        generator: one for the batch, or a list of one for each image.
+        start: `sample` is x_t of the first timestep that is at most this, and the steps begin there.
     """
-    if class_labels is None or null_class_label is None or guidance_scale == 1:
-        return unet(sample, timestep, class_labels=class_labels).sample
-    labels = torch.cat([class_labels, torch.full_like(class_labels, null_class_label)])
-    with_class, without = unet(torch.cat([sample, sample]), timestep, class_labels=labels).sample.chunk(2)
-    return without + guidance_scale * (with_class - without)
+    sampler = with_timesteps(sampler, num_inference_steps, sample.device)
+    timesteps = sampler.timesteps
+    if start is None:
+        sample = sample * sampler.init_noise_sigma  # x_T, line 1
+    else:
+        timesteps = timesteps[timesteps <= start]
+    arguments = step_arguments(sampler, generator)
+    for i, t in enumerate(timesteps):  # line 2
+        model_output = predict(sampler.scale_model_input(sample, t), t)
+        step = sampler.step(model_output.to(sample.dtype), t, sample, **arguments)  # lines 3 and 4
+        # DPM-Solver++ does not return the predicted x_0, but keeps it
+        x_0 = step.get("pred_original_sample", (getattr(sampler, "model_outputs", None) or [step.prev_sample])[-1])
+        yield Step(int(t), sample, x_0, step.prev_sample, i == len(timesteps) - 1)
+        sample = step.prev_sample
 
 
-def guidance_at(scheduler, timestep, guidance_scale: float, min_log_snr: float) -> float:
-    """`guidance_scale` where log SNR = log(alpha-bar_t / (1 - alpha-bar_t)) is at least `min_log_snr`, 1 before that.
+def guided(
+    unet,
+    scheduler,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    null_class_label: int | None = None,
+    min_log_snr: float = -math.inf,
+) -> Callable:
+    """The U-Net as a function of x_t and t, with classifier-free guidance where log SNR is at least `min_log_snr`:
 
-    Where x_t is mostly noise, guidance leads all images of a class to the same few shapes (Kynkäänniemi et al. 2024,
-    https://arxiv.org/abs/2404.07724). A scale of 1 or less acts at all timesteps.
+        epsilon(x_t, t, no class) + guidance_scale * (epsilon(x_t, t, class) - epsilon(x_t, t, no class))
+
+    The same holds for v, which is a linear function of epsilon for a given x_t. log SNR = log(alpha-bar_t / (1 -
+    alpha-bar_t)). Where x_t is mostly noise, guidance leads all images of a class to the same few shapes (Kynkäänniemi
+    et al. 2024, https://arxiv.org/abs/2404.07724). A scale of 1 or less acts at all timesteps.
+
+    Args:
+        class_labels: `[B]` int64; None for a U-Net without classes.
+        guidance_scale: 1 is the conditional prediction itself, and costs half.
+        null_class_label: the label that stands for none; None for a U-Net that was trained without one.
     """
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)  # EDM's schedulers have none
-    if guidance_scale <= 1 or alphas_cumprod is None:
-        return guidance_scale
-    log_snr = torch.logit(alphas_cumprod[int(timestep)].double()).item()
-    return guidance_scale if log_snr >= min_log_snr else 1.0
+
+    def predict(sample: torch.Tensor, timestep) -> torch.Tensor:
+        scale = guidance_scale
+        if scale > 1 and alphas_cumprod is not None:
+            log_snr = torch.logit(alphas_cumprod[int(timestep)].double()).item()
+            scale = scale if log_snr >= min_log_snr else 1.0
+        if class_labels is None or null_class_label is None or scale == 1:
+            return unet(sample, timestep, class_labels=class_labels).sample
+        labels = torch.cat([class_labels, torch.full_like(class_labels, null_class_label)])
+        with_class, without = unet(torch.cat([sample, sample]), timestep, class_labels=labels).sample.chunk(2)
+        return without + scale * (with_class - without)
+
+    return predict
 
 
-def step_arguments(scheduler, generator) -> dict:
-    """What `scheduler.step` is to be given beyond prediction, timestep and sample, of what it takes.
+def step_arguments(sampler, generator) -> dict:
+    """The arguments of `sampler.step` beyond prediction, timestep and sample, as far as it takes them.
 
     DDIM clips the predicted x_0 but goes on with the noise as predicted, which then belongs to another x_0, unless told
     otherwise. The mistake adds up over the steps, and guidance makes it large: digits turn into blobs.
     """
-    parameters = inspect.signature(scheduler.step).parameters
-    arguments = {"generator": generator, "use_clipped_model_output": bool(scheduler.config.get("clip_sample"))}
+    parameters = inspect.signature(sampler.step).parameters
+    arguments = {"generator": generator, "use_clipped_model_output": bool(sampler.config.get("clip_sample"))}
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
@@ -89,41 +135,6 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     return scheduler
 
 
-@torch.no_grad()
-def denoise(
-    unet,
-    scheduler,
-    sample: torch.Tensor,
-    num_inference_steps: int,
-    generator=None,
-    class_labels: torch.Tensor | None = None,
-    guidance_scale: float = 1.0,
-    null_class_label: int | None = None,
-    guidance_min_log_snr: float = -math.inf,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Algorithm 2 of Ho et al. 2020, with any diffusers scheduler; yields after each step.
-
-    Args:
-        unet: predicts from (x_t, t), which the scheduler may have scaled; in any precision.
-        sample: pure noise, `[B, C, H, W]`, of variance 1.
-        generator: one for the batch, or a list of one for each image.
-        class_labels: `[B]`, or None for a U-Net without classes; the rest: see `guided_noise` and `guidance_at`.
-
-    Yields:
-        x_{t-1}, and the x_0 that x_t points to where the scheduler gives it (x_{t-1} otherwise); the last is x_0.
-    """
-    scheduler = with_timesteps(scheduler, num_inference_steps, sample.device)
-    sample = sample * scheduler.init_noise_sigma  # x_T, line 1
-    arguments = step_arguments(scheduler, generator)
-    for t in scheduler.timesteps:  # line 2
-        model_input = scheduler.scale_model_input(sample, t)
-        scale = guidance_at(scheduler, t, guidance_scale, guidance_min_log_snr)
-        model_output = guided_noise(unet, model_input, t, class_labels, scale, null_class_label)
-        step = scheduler.step(model_output.to(sample.dtype), t, sample, **arguments)
-        sample = step.prev_sample  # lines 3 and 4
-        yield sample, step.get("pred_original_sample", sample)
-
-
 def whole_numbers(values) -> list[int]:
     """One whole number, or any sequence of them, of Python, NumPy or PyTorch. TypeError: something else is there."""
     try:
@@ -133,7 +144,7 @@ def whole_numbers(values) -> list[int]:
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
-    """Draws images of given classes. `null_class_label`: see `guided_noise`; saved in model_index.json."""
+    """Draws images of given classes. `null_class_label`: see `guided`; saved in model_index.json."""
 
     model_cpu_offload_seq = "unet"
 
@@ -167,10 +178,10 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: which classes; a whole number, or a list, array or tensor of them.
-            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 1.5, or 1 where the model
-                was trained without label dropout.
+            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 1.5, or 1 for a model
+                that was trained without label dropout.
             generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
-            guidance_min_log_snr: see `guidance_at`; -math.inf guides at all timesteps.
+            guidance_min_log_snr: see `guided`; -math.inf guides at all timesteps.
 
         Raises:
             ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
@@ -195,13 +206,13 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         shape = (len(labels), self.unet.config.in_channels, *size)
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         labels = torch.tensor(labels, device=device)
-        guidance = (labels, guidance_scale, null, guidance_min_log_snr)
+        predict = guided(self.unet, self.scheduler, labels, guidance_scale, null, guidance_min_log_snr)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
-            for sample, _ in denoise(self.unet, self.scheduler, image, num_inference_steps, generator, *guidance):  # noqa: B007
+            for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007
                 progress.update()
 
-        image = (sample / 2 + 0.5).clamp(0, 1)
+        image = (step.prev_sample / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).float().numpy()
             image = self.numpy_to_pil(image) if output_type == "pil" else image

@@ -10,8 +10,8 @@ import numpy as np
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from PIL import Image
 
-from .client import hub_or_cache
-from .options import ConfigError, cause_of, first_line, shorten
+from .errors import ConfigError, cause_of, first_line, shorten
+from .offline import hub_or_cache
 
 DEFAULT_DATASET = "ylecun/mnist"
 EMBEDDED_DATASET = "scikit-learn digits"

@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
 import train_ddpm_mnist
-from ddpm_mnist.options import ConfigError, options_of, run_script
+from ddpm_mnist.errors import ConfigError
+from ddpm_mnist.options import options_of, run_script
 from ddpm_mnist.training.config import TrainConfig, parse_args
 from ddpm_mnist.training.models import check_models
 

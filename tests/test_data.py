@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
 from ddpm_mnist import data, decode, sources
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.training.config import TrainConfig, parse_args
 
 

@@ -16,8 +16,8 @@ from conftest import ROOT, blob, make_dataset
 from PIL import Image
 
 from ddpm_mnist import data, decode
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.evaluation.classifier import labelled as labelled_images
-from ddpm_mnist.options import ConfigError
 from ddpm_mnist.training.config import parse_args
 
 DISC = ((np.mgrid[:28, :28] - 13.5) ** 2).sum(0) < 60

@@ -21,7 +21,8 @@ from PIL import Image
 
 from ddpm_mnist.hub.export import export_pipeline
 from ddpm_mnist.hub.space import space_files
-from ddpm_mnist.sampling import labels_for, load_model, make_sampler, sample_images, to_pil
+from ddpm_mnist.loading import load_model
+from ddpm_mnist.sampling import labels_for, make_sampler, sample_images, to_pil
 from ddpm_mnist.scheduler import DDPMScheduler
 from ddpm_mnist.unet import UNet2DModel
 

@@ -16,6 +16,7 @@ from scipy.stats import norm
 import evaluate as command
 from ddpm_mnist import DDPMScheduler
 from ddpm_mnist.data import Images, scale
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.evaluation.bound import (
     decoder_nll,
     log_probability_between,
@@ -37,7 +38,6 @@ from ddpm_mnist.evaluation.metrics import (
     share_and_ci,
 )
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
-from ddpm_mnist.options import ConfigError
 from ddpm_mnist.sources import EMBEDDED_DATASET
 from ddpm_mnist.training.config import parse_args
 
@@ -315,7 +315,7 @@ def evaluate(model, dataset_dir, home, *options):
 
 
 def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir, tmp_path):
-    from ddpm_mnist.hub.card import weights_sha256
+    from ddpm_mnist.record import weights_sha256
 
     done = evaluate(conditional_model, tiny_dataset_dir, tmp_path / "home", "--output_dir", tmp_path / "results")
     assert done.returncode == 0, done.stderr
@@ -354,8 +354,7 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
 def test_the_data_is_by_default_what_the_model_was_trained_on(tmp_path):
     """All of training's data options, from the model's own record; the command line wins."""
     import evaluate as command
-    from ddpm_mnist.data import DataOptions
-    from ddpm_mnist.options import options_of
+    from ddpm_mnist.options import DataOptions, options_of
     from ddpm_mnist.training.config import TrainConfig
 
     names = {option.name for option in options_of(DataOptions)}

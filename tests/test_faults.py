@@ -15,7 +15,7 @@ import yaml
 from conftest import RECOMMENDED, ROOT, as_nobody, in_process, metrics, posix, python, same, smoke_args, weights
 
 import train_ddpm_mnist
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_state
 from ddpm_mnist.training.config import parse_args
 from ddpm_mnist.training.output_dir import check_output_dir

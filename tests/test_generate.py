@@ -12,10 +12,12 @@ from PIL import Image
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.options import ConfigError, read_options
+from ddpm_mnist.errors import ConfigError
+from ddpm_mnist.loading import load_model
+from ddpm_mnist.options import read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, guidance_at, guided_noise, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
-from ddpm_mnist.sampling import grid, load_model, make_sampler, sample_images, to_pil
+from ddpm_mnist.sampling import grid, make_sampler, sample_images, to_pil
 from ddpm_mnist.training.config import SCHEDULER
 
 THREE_LINES = """

@@ -21,10 +21,11 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import train_ddpm_mnist
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.hub import checkpoints
-from ddpm_mnist.hub.card import weights_sha256, write_card
+from ddpm_mnist.hub.card import write_card
 from ddpm_mnist.hub.push import published_name, push_model, validate_model, without_this_repo
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.record import weights_sha256
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
 EXPECTED_FILES = {

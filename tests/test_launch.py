@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, in_process, metrics, posix, python, smoke_args
 
 import train_ddpm_mnist as script
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.training import hardware, setup, stop
 from ddpm_mnist.training.checkpoint import list_checkpoints
 from ddpm_mnist.training.config import TrainConfig, parse_args

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from accelerate.tracking import TensorBoardTracker
 
-from ddpm_mnist.options import ConfigError
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.training.config import parse_args
 
 

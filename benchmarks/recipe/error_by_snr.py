@@ -12,10 +12,11 @@ import argparse
 
 import torch
 
-from ddpm_mnist.data import DataOptions, ImageShape, load_data, scale
+from ddpm_mnist.data import ImageShape, load_data, scale
 from ddpm_mnist.evaluation.report import x0_errors
+from ddpm_mnist.loading import load_model
+from ddpm_mnist.options import DataOptions
 from ddpm_mnist.randomness import seeded_generator
-from ddpm_mnist.sampling import load_model
 
 LOG_SNRS = (4, 2, 0, -1, -2, -3, -4, -6)
 

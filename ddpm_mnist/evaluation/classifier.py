@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from ..data import Data, Images, index_batches, scale
-from ..options import ConfigError
+from ..errors import ConfigError
 from ..randomness import seeded_generator
 
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # a classifier of other code is not read

@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import Data, Images, scale
-from ..options import ConfigError
+from ..errors import ConfigError
+from ..loading import Model
 from ..randomness import seeded_generator
-from ..sampling import Model, grid, to_pil
+from ..sampling import grid, to_pil
 from ..scheduler import DDPMScheduler
 from .classifier import accuracy, labelled, read, train_classifier
 from .metrics import (

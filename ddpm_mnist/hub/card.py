@@ -1,13 +1,14 @@
 """The model card: README.md of a trained model, filled in from what the run wrote and measured."""
 
 import hashlib
-import json
 from pathlib import Path
 from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..options import ConfigError, first_line, read_yaml
+from ..errors import ConfigError
+from ..options import read_yaml
+from ..record import is_digits, read_json, read_metrics, weights_sha256
 from .notebook import write_notebook
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -61,11 +62,6 @@ SPACE_ID = ".space_id"  # file in the model's folder: the Space that shows it
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 
 
-def weights_sha256(model_dir: Path) -> str:
-    """The hash that ties a measurement to the weights that it was made with."""
-    return hashlib.sha256((model_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-
-
 def three_lines(repo_id: str, class_label: int | None, digits: bool) -> str:
     """How anyone generates from the model with stock diffusers; `class_label` is None for an unconditional one."""
     lines = THREE_LINES if class_label is None else THREE_LINES_CONDITIONAL
@@ -78,37 +74,6 @@ def class_to_show(unet: dict, digits: bool) -> int | None:
     if unet.get("num_class_embeds") is None:
         return None
     return 7 if digits else 0
-
-
-def read_json(path: Path) -> dict:
-    """The mapping in a JSON file; empty where there is none. ConfigError: it holds something else."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no mapping")
-        return found
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({first_line(error)}); delete it, or make it again") from None
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl that are whole: a run that was killed may leave half a line."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
-            lines.append(found)
-    return lines
-
-
-def is_digits(dataset: str) -> bool:
-    """Whether a dataset is one of handwritten digits, by its name without the path."""
-    return dataset.split("/")[-1].lower() in ("mnist", "scikit-learn digits")
 
 
 def measured(model_dir: Path, dataset: str) -> list[EvalResult]:

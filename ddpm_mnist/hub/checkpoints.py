@@ -3,7 +3,7 @@
 from pathlib import Path
 from threading import Thread
 
-from ..options import ConfigError
+from ..errors import ConfigError
 from .push import published_config
 from .repo import explain, make_repo, read_token
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from ..options import ConfigError, file_problem, first_line, read_yaml
-from .card import SPACE_ID, class_to_show, is_digits, read_json, three_lines, write_card
+from ..errors import ConfigError, file_problem, first_line
+from ..options import read_yaml
+from ..record import is_digits, read_json
+from .card import SPACE_ID, class_to_show, three_lines, write_card
 from .repo import check_repo_id, edited_on_the_hub, explain, make_repo, read_token
 from .space import check_space, open_space, space_files, upload_space
 

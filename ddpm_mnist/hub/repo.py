@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from ..options import ConfigError
+from ..errors import ConfigError
 from .card import written_by_hand
 
 

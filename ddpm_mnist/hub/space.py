@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from string import Template
 
-from ..options import ConfigError
+from ..errors import ConfigError
 from .card import MARK
 from .repo import check_repo_id, edited_on_the_hub, explain, make_repo
 

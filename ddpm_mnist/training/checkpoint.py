@@ -23,7 +23,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..options import ConfigError, first_line
+from ..errors import ConfigError, first_line
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 

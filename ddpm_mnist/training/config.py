@@ -1,4 +1,4 @@
-"""Every option of a training run. The defaults are the recommended run's; `configs/mnist.yaml` states the same.
+"""Every option of a training run. The defaults are the recommended recipe; `configs/mnist.yaml` states the same.
 
 A YAML file (`--config`) replaces defaults, and the command line wins over both. The U-Net and the noise schedule are
 sections of the file, by their diffusers config keys; the command line reaches them with a dot:
@@ -6,18 +6,38 @@ sections of the file, by their diffusers config keys; the command line reaches t
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from ..data import DataOptions, ImageShape
-from ..options import ConfigError, no_such_option, opt, peek, read_options, read_yaml
-from ..pipeline import count_classes
+from ..errors import ConfigError
+from ..options import DataOptions, no_such_option, opt, options_of, peek, read_options, read_yaml
 
 DESCRIPTION = "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images."
-# 28x28 takes most of the time, so it gets few channels. Attention is at 7x7, where it has 49 tokens, with one head of
+
+# The objective of Ho et al. 2020 (Algorithm 1), trained with AdamW. configs/paper.yaml states the same.
+PAPER = {
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "momentum_warmup_steps": 0,
+    "prediction_type": "epsilon",
+    "timestep_sampling": "uniform",
+    "uniform_timesteps": 1.0,
+    "reference_images": 0,
+}
+# The default: the paper and these departures, each of which can be taken away alone. docs/results.md: their worth.
+RECOMMENDED = PAPER | {
+    "optimizer": "muon",  # orthogonal updates of the weight matrices,
+    "learning_rate": 4e-3,  # at its own learning rate
+    "momentum_warmup_steps": 150,  # Muon's momentum rises from 0.85 to 0.95 at first
+    "prediction_type": "v_prediction",  # the network outputs v: errors of x_0 are not magnified where x_t is noise
+    "timestep_sampling": "stratified",  # a batch's timesteps are spread evenly: less noise in the gradient
+    "uniform_timesteps": 0.25,  # three quarters of the timesteps lie where the digit is being decided
+    "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
+}
+# Most of the time goes to 28x28, so few channels there. Attention is at 7x7, where it has 49 tokens, with one head of
 # the full width (None), which on a CPU is several times faster than heads of width 8.
 UNET = {
     "sample_size": 28,
@@ -30,21 +50,20 @@ UNET = {
     "attention_head_dim": None,
     "norm_num_groups": 8,
 }
-# T and the linear betas: Ho et al. 2020, section 4. Why v, this variance and clipping: configs/mnist.yaml.
+# T and the linear betas: Ho et al. 2020, section 4. Why this variance and clipping: configs/mnist.yaml.
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
     "beta_start": 1e-4,
     "beta_end": 0.02,
-    "prediction_type": "v_prediction",
+    "prediction_type": RECOMMENDED["prediction_type"],
     "variance_type": "fixed_small",
     "clip_sample": True,
 }
 SECTIONS = ("unet", "scheduler")
-BEFORE = {"uniform_timesteps": 1.0, "reference_images": 0, "momentum_warmup_steps": 0}  # what runs did without them
 
 
-@dataclass
+@dataclass(frozen=True)
 class OutputOptions:
     """Output"""
 
@@ -53,15 +72,14 @@ class OutputOptions:
     resume_from_checkpoint: str | None = opt(
         None, "A checkpoint folder, or 'latest' for the newest in output_dir.", path=True, saved=False
     )
-    checkpointing_steps: int = opt(800, "Save a checkpoint every so many updates, and one at the end.", at_least=1)
-    checkpoints_total_limit: int | None = opt(2, "Keep so many of the newest checkpoints; null keeps all.", at_least=1)
+    checkpointing_steps: int = opt(800, "Save a checkpoint every N updates, and at the end.", at_least=1)
+    checkpoints_total_limit: int | None = opt(2, "Keep the N newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
-    trackio_space_id: str | None = opt(None, "Space for trackio's dashboard: USER/NAME. Default: on this machine.")
-    logging_steps: int = opt(10, "Log the mean loss of all updates since the last log.", at_least=1)
-    check: bool = opt(False, "Report on the run to be, its cost and its problems, and do not train.", saved=False)
+    logging_steps: int = opt(10, "Log every N updates: the mean loss since the last log.", at_least=1)
+    check: bool = opt(False, "Report what the run would cost and its problems; do not train.", saved=False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizationOptions:
     """Optimization"""
 
@@ -76,15 +94,18 @@ class OptimizationOptions:
     )
     random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.", fixed_on_resume=True)
     optimizer: Literal["adamw", "muon"] = opt(
-        "muon", "muon: Muon for hidden weights, AdamW for the rest.", fixed_on_resume=True
+        RECOMMENDED["optimizer"], "muon: Muon for hidden weights, AdamW for the rest.", fixed_on_resume=True
     )
-    learning_rate: float = opt(4e-3, "Peak learning rate.", positive=True, fixed_on_resume=True)
+    learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True, fixed_on_resume=True)
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = opt("cosine", "Shape of the learning rate after the warm-up.", fixed_on_resume=True)
     lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0, fixed_on_resume=True)
     momentum_warmup_steps: int = opt(
-        150, "Updates over which Muon's momentum rises from 0.85 to 0.95.", at_least=0, fixed_on_resume=True
+        RECOMMENDED["momentum_warmup_steps"],
+        "Updates over which Muon's momentum rises from 0.85 to 0.95.",
+        at_least=0,
+        fixed_on_resume=True,
     )
     adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True, fixed_on_resume=True)
     adam_beta2: float = opt(0.99, "AdamW's beta2.", fraction=True, fixed_on_resume=True)
@@ -107,39 +128,27 @@ class OptimizationOptions:
         fixed_on_resume=True,
     )
     timestep_sampling: Literal["uniform", "stratified"] = opt(
-        "stratified",
+        RECOMMENDED["timestep_sampling"],
         "Draw the timesteps of a batch one by one, or spread evenly, which lowers the noise of the gradient.",
         fixed_on_resume=True,
     )
     uniform_timesteps: float = opt(
-        0.25,
-        "Share of the timesteps drawn uniformly; the others so that log SNR ~ N(log_snr_mean, log_snr_std^2).",
+        RECOMMENDED["uniform_timesteps"],
+        "Share of the timesteps drawn uniformly; the others where the image is being decided, log SNR ~ N(-1.75, "
+        "1.9^2).",
         at_least=0,
         at_most=1,
         fixed_on_resume=True,
     )
-    log_snr_mean: float = opt(-1.75, "See uniform_timesteps.", at_least=-20, at_most=20, fixed_on_resume=True)
-    log_snr_std: float = opt(1.9, "See uniform_timesteps.", positive=True, fixed_on_resume=True)
-    loss_weighting: Literal["noise", "output"] = opt(
-        "output",
-        "The loss is the squared error of the noise (L_simple), or of what the network outputs: for v, that of the "
-        "noise over alpha-bar_t.",
-        fixed_on_resume=True,
-    )
     reference_images: int = opt(
-        16384,
-        "Where x_t is mostly noise, the target is a mean over so many training images, weighted by how probable each "
-        "is. At most 64 MB of them, and none of a set that stays on the disk. 0: what was drawn.",
+        RECOMMENDED["reference_images"],
+        "Where x_t is mostly noise, the target is a mean over N training images, weighted by how probable each is; at "
+        "most 64 MB of them. 0: the noise that was drawn.",
         at_least=0,
         fixed_on_resume=True,
     )
-    snr_gamma: float | None = opt(
-        None, "Min-SNR weighting of the loss with this gamma (5.0 is usual). Default: none.",
-        positive=True, fixed_on_resume=True,
-    )  # fmt: skip
-    gradient_checkpointing: bool = opt(False, "Recompute residual blocks in the backward pass to save memory.")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
-        "auto", "auto: what `accelerate launch` was told, else bf16 where the hardware computes in it, else no."
+        "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
     )
     process_timeout_minutes: float = opt(
         5.0,
@@ -159,57 +168,50 @@ class OptimizationOptions:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ValidationOptions:
     """Validation"""
 
-    validation_steps: int = opt(800, "Held-out loss and a grid of samples every so many updates; 0: never.", at_least=0)
+    validation_steps: int = opt(
+        800, "Held-out loss and a grid of samples every N updates, and at the end; 0: never.", at_least=0
+    )
     num_validation_samples: int = opt(1024, "Held-out images for the loss.", at_least=1)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
-    eval_batch_size: int = opt(128, "Images per process in a batch of validation.", at_least=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class HubOptions:
     """Hub"""
 
     push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.")
     push_checkpoints: bool = opt(
-        False, "Push each checkpoint as the run goes, for machines whose disk is lost at the end."
+        False, "Push each checkpoint during the run, for machines whose disk is lost at the end."
     )
     hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.")
     hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
-    token_file: str | None = opt(
-        None, "File that holds the Hub's token. Default: `hf auth login`, or HF_TOKEN.", path=True, saved=False
-    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOptions, DataOptions):
     """The options of `train_ddpm_mnist.py`; names as in diffusers' training examples.
 
     A dataclass lists the fields of its bases from right to left.
     """
 
-    unet: dict = field(default_factory=lambda: dict(UNET), init=False)
-    scheduler: dict = field(default_factory=lambda: dict(SCHEDULER), init=False)
+    unet: dict = field(default_factory=lambda: dict(UNET))
+    scheduler: dict = field(default_factory=lambda: dict(SCHEDULER))
 
     @property
     def null_class_label(self) -> int | None:
-        """The label that stands for a dropped one; None where none are dropped."""
+        """The label that stands for a dropped one; None if none are dropped."""
         return self.unet["num_class_embeds"] - 1 if self.class_dropout_prob else None
 
     @property
-    def image_shape(self) -> ImageShape:
-        """What the U-Net takes."""
-        classes = count_classes(self.unet.get("num_class_embeds"), self.null_class_label)
-        return ImageShape(self.unet["in_channels"], self.unet["sample_size"], classes)
-
-    def set_channels(self, channels: int) -> None:
-        """Give the U-Net the channels of the images that were read, where the config does not say how many."""
-        if self.unet["in_channels"] is None:
-            self.unet["in_channels"] = self.unet["out_channels"] = channels
+    def num_classes(self) -> int | None:
+        """How many classes the images have; None for an unconditional U-Net."""
+        embeddings = self.unet.get("num_class_embeds")
+        return embeddings if self.null_class_label is None else embeddings - 1
 
     def global_batch(self, num_processes: int) -> int:
         """Images per update of the weights, over all processes and micro-batches."""
@@ -225,9 +227,7 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         The length of the run, logging, validation and saving may change; so may the number of processes, as long as the
         global batch does not.
         """
-        fixed = {option.name for option in fields(self) if option.metadata.get("fixed_on_resume")}
-        if self.scheduler["prediction_type"] == "epsilon":
-            fixed.remove("loss_weighting")  # the network outputs the noise: it is all one
+        fixed = {option.name for option in options_of(type(self)) if option.metadata["fixed_on_resume"]}
         if self.optimizer != "muon":
             fixed.remove("momentum_warmup_steps")
         return {name: value for name, value in vars(self).items() if name in fixed or name in SECTIONS}
@@ -255,8 +255,6 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     given = peek(arguments, "config", "max_train_steps", "num_train_epochs")
     file = Path(given.config).expanduser() if given.config else None
     values = read_yaml("--config", file) if file else {}
-    if "adam_epsilon" in values:  # the train_config.yaml of a run, perhaps from before there were these options
-        values = BEFORE | values
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
     config, rest = read_options(
         TrainConfig,
@@ -267,43 +265,27 @@ def parse_args(arguments: list[str]) -> TrainConfig:
         extra={"config": "YAML file of options, such as those in configs/; the command line wins over it."},
         epilog="--unet.KEY VALUE and --scheduler.KEY VALUE set any config key of diffusers' UNet2DModel and "
         f"DDPMScheduler. Defaults: {sections_as_text()}.",
+        sections=True,
     )
-
-    # Updates or passes over the images: the command line decides before the file, and updates before passes.
-    for layer in (vars(given), values):
-        if layer.get("max_train_steps") is not None:
-            config.num_train_epochs = None
-            break
-        if layer.get("num_train_epochs") is not None:
-            config.max_train_steps = None
-            break
-    if config.max_train_steps is None and config.num_train_epochs is None:
-        raise ConfigError("--max_train_steps: missing; give it or --num_train_epochs")
-
+    config = replace(config, **length_of_run(vars(given), values, config))
     for name, value in section_options(rest).items():
         section, key = name.split(".")
-        if not isinstance(sections[section], dict):
-            break
-        sections[section][key] = value
-    for section, given_keys in sections.items():
-        if not isinstance(given_keys, dict):
-            raise ConfigError(f"--config {file}: {section} must hold `key: value` lines")
-        defaults = getattr(config, section)
-        given_keys = {k: v for k, v in given_keys.items() if v is not None or defaults.get(k) is None}  # null: default
-        defaults.update({key: number_if_number(value) for key, value in given_keys.items()})
-    for key, other in (("in_channels", "out_channels"), ("out_channels", "in_channels")):
-        if config.unet[key] is None:
-            config.unet[key] = config.unet[other]
-    if config.resolution is not None:
-        if config.unet["sample_size"] != config.resolution and "sample_size" in sections["unet"]:
-            raise ConfigError(
-                f"--resolution {config.resolution}: unet.sample_size is {config.unet['sample_size']}; give one of them"
-            )
-        config.unet["sample_size"] = config.resolution
-    check_class_dropout(config)
-    if config.trackio_space_id and config.report_to not in ("trackio", "all"):
-        raise ConfigError(f"--trackio_space_id {config.trackio_space_id}: needs --report_to trackio")
-    return config
+        if isinstance(sections[section], dict):
+            sections[section][key] = value
+    config = replace(config, **{name: read_section(config, name, keys, file) for name, keys in sections.items()})
+    return check_unet(config, sections["unet"])
+
+
+def length_of_run(given: dict, values: dict, config: TrainConfig) -> dict[str, int | None]:
+    """Updates or passes over the images: the command line decides before the file, and updates before passes."""
+    for layer in (given, values):
+        if layer.get("max_train_steps") is not None:
+            return {"num_train_epochs": None}
+        if layer.get("num_train_epochs") is not None:
+            return {"max_train_steps": None}
+    if config.max_train_steps is None:
+        raise ConfigError("--max_train_steps: missing; give it or --num_train_epochs")
+    return {}
 
 
 def section_options(rest: list[str]) -> dict[str, Any]:
@@ -324,6 +306,35 @@ def section_options(rest: list[str]) -> dict[str, Any]:
     return found
 
 
+def read_section(config: TrainConfig, name: str, keys: Any, file: Path | None) -> dict:
+    """A section of the config: the defaults with these keys replaced. A key that is null keeps its default."""
+    if not isinstance(keys, dict):
+        raise ConfigError(f"--config {file}: {name} must hold `key: value` lines")
+    section = dict(getattr(config, name))
+    section |= {k: number_if_number(v) for k, v in keys.items() if v is not None or section.get(k) is None}
+    return section
+
+
+def check_unet(config: TrainConfig, given: dict) -> TrainConfig:
+    """The config with `resolution` and both numbers of channels in its section `unet`. ConfigError: they do not fit."""
+    unet = dict(config.unet)
+    for key, other in (("in_channels", "out_channels"), ("out_channels", "in_channels")):
+        unet[key] = unet[other] if unet[key] is None else unet[key]
+    if config.resolution is not None:
+        if unet["sample_size"] != config.resolution and "sample_size" in given:
+            raise ConfigError(
+                f"--resolution {config.resolution}: unet.sample_size is {unet['sample_size']}; give one of them"
+            )
+        unet["sample_size"] = config.resolution
+    classes = unet.get("num_class_embeds")
+    if config.class_dropout_prob and (not isinstance(classes, int) or classes < 2):
+        raise ConfigError(
+            f"--class_dropout_prob {config.class_dropout_prob}: needs unet.num_class_embeds, the number of classes and "
+            "one more for the dropped label"
+        )
+    return replace(config, unet=unet)
+
+
 def sections_as_text() -> str:
     """The default sections in the form of the command line."""
     pairs = {f"unet.{k}": v for k, v in UNET.items()} | {f"scheduler.{k}": v for k, v in SCHEDULER.items()}
@@ -336,13 +347,3 @@ def number_if_number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def check_class_dropout(config: TrainConfig) -> None:
-    """Raise a ConfigError where labels are to be dropped, but the U-Net has no embedding for a dropped one."""
-    classes = config.unet.get("num_class_embeds")
-    if config.class_dropout_prob and (not isinstance(classes, int) or classes < 2):
-        raise ConfigError(
-            f"--class_dropout_prob {config.class_dropout_prob}: needs unet.num_class_embeds, the number of classes and "
-            "one more for the dropped label"
-        )

@@ -2,9 +2,9 @@
 
 import time
 
+from ..errors import ConfigError, first_line
 from ..hub.export import export_pipeline
 from ..hub.push import push_model
-from ..options import ConfigError, first_line
 from .log import write_results
 from .setup import Run
 from .validation import write_card_pictures

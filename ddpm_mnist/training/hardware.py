@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-from ..options import ConfigError, first_line
-from ..sampling import use_cpu_is_set
+from ..device import use_cpu_is_set
+from ..errors import ConfigError, first_line
 from .config import TrainConfig
 from .log import tracker_names
 

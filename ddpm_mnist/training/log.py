@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import Data
-from ..hub.card import read_metrics, weights_sha256
+from ..errors import ConfigError, first_line
 from ..hub.push import without_paths
-from ..options import ConfigError, first_line
+from ..record import read_metrics, weights_sha256
 from .config import TrainConfig
 
 METRICS_FILE, RESULTS_FILE = "metrics.jsonl", "train_results.json"

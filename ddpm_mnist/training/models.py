@@ -4,9 +4,9 @@ import inspect
 
 import torch
 
+from ..errors import ConfigError, first_line, nearest
+from ..loading import load_unet
 from ..loss import timestep_density
-from ..options import ConfigError, first_line, nearest
-from ..sampling import load_unet
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig

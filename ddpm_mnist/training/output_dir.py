@@ -5,7 +5,7 @@ from pathlib import Path
 
 import filelock
 
-from ..options import ConfigError, file_problem, first_line, writable_problem
+from ..errors import ConfigError, file_problem, first_line, writable_problem
 from .checkpoint import find_checkpoint, is_draft, steps_of
 from .config import TrainConfig
 from .log import METRICS_FILE, RESULTS_FILE

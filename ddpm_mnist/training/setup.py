@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Data, Images, index_batches, load_data
+from ..errors import ConfigError, first_line, shorten
 from ..hub.checkpoints import CheckpointPusher
 from ..hub.push import check_repo_id, read_token
 from ..loss import posterior_means, timestep_density
-from ..options import ConfigError, first_line, shorten
 from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout, seeded_generator
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel

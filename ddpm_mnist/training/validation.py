@@ -1,6 +1,5 @@
 """Held-out loss and sample grids in the course of a run."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,19 +9,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..data import Images, scale
+from ..loading import Model
 from ..loss import noise_weights, squared_error
-from ..pipeline import GUIDANCE_SCALE, MIN_LOG_SNR
+from ..options import SampleOptions
 from ..randomness import seeded_generator
-from ..sampling import (
-    Step,
-    grid,
-    labels_for,
-    make_sampler,
-    moments_to_show,
-    sample_steps,
-    to_pil,
-    trajectory_picture,
-)
+from ..sampling import grid, moments_to_show, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from .output_dir import GALLERY
 from .setup import Run
@@ -105,36 +96,27 @@ def sample_grid_images(run: Run) -> Tensor:
     config, accelerator = run.config, run.accelerator
     share = -(-config.num_validation_images // accelerator.num_processes)  # equal for all; the surplus is cut off below
     numbers = range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    drawn = torch.cat([step.sample for step in draw(run, numbers) if step.last])
+    drawn = model_of(run).draw_images(numbers, grid_options(run))
     return accelerator.gather(drawn.contiguous())[: config.num_validation_images]
 
 
-def draw(run: Run, numbers: range) -> Iterator[Step]:
-    """The images of these numbers, step by step; see `sample_grid_images`."""
-    config = run.config
-    return sample_steps(
-        run.bare_unet,
-        make_sampler("ddpm", run.scheduler.config, config.ddpm_num_inference_steps),
-        numbers,
-        config.ddpm_num_inference_steps,
-        seed=config.seed,
-        batch_size=config.eval_batch_size,
-        class_labels=labels_for(numbers, config.image_shape.num_classes),
-        guidance_scale=GUIDANCE_SCALE,
-        null_class_label=config.null_class_label,
-        guidance_min_log_snr=MIN_LOG_SNR,
-    )
+def model_of(run: Run) -> Model:
+    return Model(run.bare_unet, run.scheduler, run.config.null_class_label)
+
+
+def grid_options(run: Run) -> SampleOptions:
+    return SampleOptions(num_inference_steps=run.config.ddpm_num_inference_steps, batch_size=128, seed=run.config.seed)
 
 
 def write_card_pictures(run: Run) -> None:
     """Pictures for the model card: single samples in `gallery/`, and in `trajectory.png` how the first came about."""
     steps, moments, images = run.config.ddpm_num_inference_steps, [], []
     with evaluating(run.bare_unet, run.ema):
-        for number, step in enumerate(draw(run, range(GALLERY))):
-            if step.index == 0 and number in moments_to_show(steps):
+        for number, (batch, step) in enumerate(model_of(run).draw(range(GALLERY), grid_options(run))):
+            if batch == 0 and number in moments_to_show(steps):
                 moments.append(step)
             if step.last:
-                images += to_pil(step.sample)
+                images += to_pil(step.prev_sample)
     trajectory_picture(moments).save(run.output_dir / "trajectory.png")
     (run.output_dir / "gallery").mkdir(exist_ok=True)
     for number, image in enumerate(images):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .options import ConfigError
+from .errors import ConfigError
 
 
 def hub_status(repo_id: str, repo_type: str, timeout: float = 5.0) -> str:

@@ -1,0 +1,140 @@
+"""A trained model: reading it from a folder or the Hub, and drawing from it."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from .device import default_device
+from .errors import ConfigError, first_line
+from .offline import hub_or_cache
+from .options import SampleOptions
+from .pipeline import Step, count_classes, denoise, guided
+from .sampling import DEFAULT_STEPS, labels_for, make_sampler, noise_of
+from .scheduler import DDPMScheduler
+from .unet import UNet2DModel
+
+
+@dataclass
+class Model:
+    """A trained model: `unet` in eval mode, its noise schedule, and the label that stands for none, or None."""
+
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    null_class_label: int | None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes can be asked for; None for an unconditional model."""
+        return count_classes(self.unet.config.num_class_embeds, self.null_class_label)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        size = self.unet.config.sample_size
+        return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    def num_steps(self, options: SampleOptions) -> int:
+        """How many steps the sampler takes.
+
+        Raises:
+            ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take.
+        """
+        name, steps, T = options.scheduler, options.num_inference_steps, len(self.scheduler)
+        if steps is not None and steps > T:
+            raise ConfigError(f"--num_inference_steps {steps}: the model has {T} timesteps")
+        if name == "dpmsolver" and (steps or 1) == T:
+            raise ConfigError(f"--num_inference_steps {T}: dpmsolver takes at most {T - 1}; 20 are enough")
+        return steps or min(DEFAULT_STEPS[name], T)
+
+    def draw(
+        self, numbers: range | list[int], options: SampleOptions, class_label: int | None = None
+    ) -> Iterator[tuple[int, Step]]:
+        """Draw the images with these numbers, batch by batch; yields (number of the batch, step) for each step.
+
+        Args:
+            numbers: which images of `options.seed`.
+            options: sampler, steps, batch size, guidance and precision.
+            class_label: the class of all images. None: image i has class i modulo the number of classes.
+
+        Raises:
+            ConfigError: see `num_steps`.
+        """
+        unet, device, steps = self.unet, self.unet.device, self.num_steps(options)
+        sampler = make_sampler(options.scheduler, self.scheduler.config, steps)
+        if options.mixed_precision == "bf16":
+            unet = torch.autocast(device.type, torch.bfloat16)(unet.forward)
+        for batch, chunk in enumerate(torch.tensor(numbers).split(options.batch_size)):
+            labels = labels_for(chunk.tolist(), self.num_classes, class_label)
+            labels = labels if labels is None else labels.to(device)
+            guidance = options.guidance_scale, self.null_class_label, options.guidance_min_log_snr
+            noise, generators = noise_of(options.seed, chunk.tolist(), self.shape, device)
+            predict = guided(unet, sampler, labels, *guidance)
+            for step in denoise(predict, sampler, noise, steps, generators):
+                yield batch, step
+
+    def draw_images(self, numbers: range | list[int], options: SampleOptions) -> Tensor:
+        """The images that `draw` ends at: `[len(numbers), C, H, W]`, float32, about [-1, 1]."""
+        return torch.cat([step.prev_sample for _, step in self.draw(numbers, options) if step.last])
+
+
+def is_checkpoint(name: str | Path) -> bool:
+    """Whether a folder is a checkpoint of a training run."""
+    return (Path(name) / "state.pt").is_file() and (Path(name) / "unet").is_dir()
+
+
+def source_of(name: str, option: str) -> AbstractContextManager:
+    """The context to load a model in: the Hub, or its cache if it cannot be reached; no effect for a local folder."""
+    if Path(name).exists():
+        return nullcontext()
+    return hub_or_cache(
+        name, "model", f"{option} {name}: neither a folder nor on the Hub; check it, or `hf auth login`"
+    )
+
+
+def load_unet(name: str, option: str = "--model") -> UNet2DModel:
+    """The U-Net of a pipeline (folder or Hub id), or of a checkpoint folder: its averaged weights if it has them.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be read.
+    """
+    local, subfolder = Path(name), "unet"
+    if is_checkpoint(name):
+        subfolder = "unet_ema" if (local / "unet_ema").is_dir() else "unet"
+    elif local.exists() and not (local / "model_index.json").is_file():
+        raise ConfigError(
+            f"{option} {name}: holds no model_index.json; name the output_dir of a finished training run, or a "
+            "checkpoint folder in it"
+        )
+    try:
+        with source_of(name, option):
+            return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+    except ConfigError:
+        raise
+    except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
+        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+
+
+def load_model(name: str, option: str = "--model") -> Model:
+    """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator if it has one.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    unet = load_unet(name, option).to(default_device()).eval()
+    try:
+        if is_checkpoint(name):
+            run = torch.load(Path(name) / "state.pt", map_location="cpu", weights_only=True)["run"]
+            null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
+            return Model(unet, DDPMScheduler(**run["scheduler"]), null)
+        with source_of(name, option):
+            scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+            return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error

@@ -1,0 +1,52 @@
+"""The files in which a run records itself: their names, how they are read, and the hash of the weights."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from .errors import ConfigError, first_line
+
+CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
+WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(model_dir: Path) -> str:
+    """The hash that ties a measurement to the weights that it was made with."""
+    return sha256(model_dir / WEIGHTS_FILE)
+
+
+def read_json(path: Path) -> dict:
+    """The mapping in a JSON file; empty if there is no file. ConfigError: it holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a mapping")
+        return content
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({first_line(error)}); delete it, or make it again") from None
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The complete lines of a metrics.jsonl: a run that was killed may leave half a line."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("step"), int):
+            lines.append(content)
+    return lines
+
+
+def is_digits(dataset: str) -> bool:
+    """Whether a dataset is one of handwritten digits, by its name without the path."""
+    return dataset.split("/")[-1].lower() in ("mnist", "scikit-learn digits")
