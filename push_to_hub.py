@@ -3,7 +3,7 @@
     python push_to_hub.py --model_dir ddpm-mnist --hub_model_id USER/ddpm-mnist
 
 With `--space_id USER/NAME`, also a Space: a page on which anyone can watch the model draw. The token comes from
-`hf auth login`, HF_TOKEN or --token_file. Run again with nothing changed, it makes no commit; if it was interrupted,
+`hf auth login` or HF_TOKEN. Run again with nothing changed, it makes no commit; if it was interrupted,
 run it again.
 """
 
@@ -27,7 +27,6 @@ class PushConfig:
     create_pr: bool = opt(False, "Open a pull request instead of committing.")
     commit_message: str = opt("Upload DDPM", "Message of the commit.")
     license: str = opt("mit", "License of the weights, for the model card.")
-    token_file: str | None = opt(None, "File that holds the token.", path=True)
     include_checkpoints: bool = opt(False, "Also checkpoints, with the optimizer's state.")
     tensorboard: bool = opt(False, "Also the logs of TensorBoard.")
     dry_run: bool = opt(False, "Validate and list, and send nothing.")

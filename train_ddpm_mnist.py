@@ -1,56 +1,52 @@
 """Train a denoising diffusion probabilistic model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.
 
-    accelerate launch train_ddpm_mnist.py                # ylecun/mnist from the Hub, 15 to 30 minutes on two cores
-    accelerate launch train_ddpm_mnist.py --config configs/smoke.yaml --output_dir /tmp/smoke
+    accelerate launch train_ddpm_mnist.py                       # half an hour on two cores
+    accelerate launch train_ddpm_mnist.py --max_train_steps 200 # a first look
 
-`train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239); its line numbers stand in the comments,
-and equation numbers are the paper's. What the default does otherwise: configs/mnist.yaml. The model is in
-`ddpm_mnist/`, what else a run needs in `ddpm_mnist/training/`.
+`train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239). The comments name its lines and equations. How
+the default recipe differs from the paper: `RECOMMENDED` in ddpm_mnist/training/config.py, a line each. The model is in
+`ddpm_mnist/`; what surrounds it in a run is in `ddpm_mnist/training/`.
 """
 
 import sys
 
-from ddpm_mnist.loss import loss_weights, squared_error
 from ddpm_mnist.options import run_script
-from ddpm_mnist.training.check import check
 from ddpm_mnist.training.config import TrainConfig, parse_args
-from ddpm_mnist.training.export import export
-from ddpm_mnist.training.optimizer import clip_gradients
-from ddpm_mnist.training.setup import prepare
-from ddpm_mnist.training.validation import validate
 
 
 def train(config: TrainConfig) -> int:
-    """Train, save and export.
-
-    Returns:
-        The exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM.
+    """Train, save and export. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM.
 
     Raises:
-        ConfigError: the data, the output folder or a checkpoint are not what the config says.
+        ConfigError: the data, the output folder or a checkpoint do not fit the config.
     """
-    with prepare(config) as run:  # devices, data, models, checkpoint; refuses what cannot work, and writes nothing
-        run.begin()  # from here on there are files
+    import torch.nn.functional as F  # here and not above, so that --help need not wait for torch
+
+    from ddpm_mnist.training.export import export
+    from ddpm_mnist.training.run import prepare
+    from ddpm_mnist.training.validation import validate
+
+    with prepare(config) as run:  # devices, data, models, checkpoint
+        run.begin()  # from here on files are written
         accelerator, unet, scheduler, optimizer = run.accelerator, run.unet, run.scheduler, run.optimizer
 
         while run.step < run.num_steps and not run.stop.requested():  # 1: repeat
             for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: draw x_0, t and epsilon ~ N(0, I)
                 with accelerator.accumulate(unet):
-                    images, noise = run.means(images, noise, timesteps, labels)  # x_t as before; not in the paper
-                    error = squared_error(unet, scheduler, images, noise, timesteps, labels)
-                    weights = loss_weights(scheduler, timesteps, config.loss_weighting, config.snr_gamma)
-                    loss = (weights * error).mean()  # L_simple, eq. 14; for v, reweighted
+                    noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
+                    model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
+                    target = run.target(noisy_images, images, noise, timesteps, labels)  # the paper's: noise
+                    loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
                     accelerator.backward(loss)  # 5: take a gradient descent step
-                    if accelerator.sync_gradients:  # after the last micro-batch
-                        finite = clip_gradients(accelerator, unet, optimizer, config.max_grad_norm)
+                    run.clip_gradients()
                     optimizer.step()
                     optimizer.zero_grad()
                 run.add_loss(loss)
-            run.end_update(finite)  # learning rate, averaged weights, step + 1
+            run.end_update()  # learning rate, averaged weights, step + 1
 
             if run.due(config.logging_steps):
                 run.write_log()
-            if run.due(config.validation_steps):
+            if run.due(config.validation_steps, first=100):
                 validate(run)
             if run.due(config.checkpointing_steps):
                 run.save()
@@ -63,7 +59,11 @@ def train(config: TrainConfig) -> int:
 def main(arguments: list[str]) -> int:
     """Read the options; train, or with `--check` report and do not train."""
     config = parse_args(arguments)
-    return check(config) if config.check else train(config)
+    if config.check:
+        from ddpm_mnist.training.check import check
+
+        return check(config)
+    return train(config)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def read_options(
     for name, help in (extra or {}).items():
         parser.add_argument(f"--{name}", help=help)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    parser.set_defaults(**defaults_from_file(cls, file, values or {}))
+    sections_of_file = {f.name: f.default_factory() for f in fields(cls) if "help" not in f.metadata}
+    parser.set_defaults(**sections_of_file, **defaults_from_file(cls, file, values or {}))
     options, _, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if rest and not sections:
         raise no_such_option(cls, rest[0])

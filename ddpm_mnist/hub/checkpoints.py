@@ -16,10 +16,10 @@ class CheckpointPusher:
     A push that fails is said in a line and ends nothing: the next checkpoint is tried again.
     """
 
-    def __init__(self, repo_id: str, token_file: str | None = None, private: bool = False, say=print):
+    def __init__(self, repo_id: str, private: bool = False, say=print):
         from huggingface_hub import HfApi
 
-        self.api, self.repo_id, self.private, self.say = HfApi(token=read_token(token_file)), repo_id, private, say
+        self.api, self.repo_id, self.private, self.say = HfApi(token=read_token()), repo_id, private, say
         self.thread: Thread | None = None
         self.next: Path | None = None  # the newest checkpoint, until its push begins
         self.pushed: set[str] = set()  # checkpoints of this run that are on the Hub

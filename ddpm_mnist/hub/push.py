@@ -13,7 +13,7 @@ import yaml
 
 from ..errors import ConfigError, file_problem, first_line
 from ..options import read_yaml
-from ..record import is_digits, read_json
+from ..record import is_digits, read_json, without_paths
 from .card import SPACE_ID, class_to_show, three_lines, write_card
 from .repo import check_repo_id, edited_on_the_hub, explain, make_repo, read_token
 from .space import check_space, open_space, space_files, upload_space
@@ -117,21 +117,6 @@ def files_to_push(model_dir: Path, include_checkpoints: bool, tensorboard: bool)
     return sorted(path.relative_to(model_dir) for path in found)
 
 
-def without_paths(settings: dict, local: bool) -> dict:
-    """The settings of a run with file names in place of paths, which may hold the user's name; `local`: the dataset."""
-    settings = {**settings, "cache_dir": None}
-    for key, value in settings.items():
-        is_path = isinstance(value, str) and (
-            value.startswith(("/", "~", ".", "\\"))
-            or value[1:2] == ":"
-            or key == "output_dir"
-            or (key == "init_from" and (value.count("/") > 1 or "\\" in value))
-        )
-        if is_path or (key == "dataset_name" and isinstance(value, str) and local):
-            settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return settings
-
-
 def published_name(path: Path) -> str:
     """The name of a file in the repo: its own, but for TensorBoard's, which hold the name of the machine."""
     return re.sub(r"(tfevents\.\d+)\.[^/]*?((\.\d+){0,2})$", r"\1\2", path.as_posix())
@@ -194,7 +179,6 @@ def push_model(
     model_dir: Path,
     repo_id: str,
     *,
-    token_file: str | None = None,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
@@ -218,7 +202,7 @@ def push_model(
         raise ConfigError(f"--create_pr: a pull request goes to main, not to --revision {revision}; give one of them")
     if space_id is not None:
         check_space(space_id, full=dry_run, other_branch=create_pr or revision not in (None, "main"))
-    token = None if dry_run else read_token(token_file)
+    token = None if dry_run else read_token()
     for name in ("README.md", PUSHED_CARD, SPACE_ID, "samples.png", "loss_curve.png", "notebook.ipynb"):
         if model_dir.is_dir() and (problem := file_problem(model_dir / name)):
             raise ConfigError(f"--model_dir {model_dir}: {problem}")

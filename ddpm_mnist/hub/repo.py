@@ -8,19 +8,13 @@ from ..errors import ConfigError
 from .card import written_by_hand
 
 
-def read_token(token_file: str | None) -> str:
-    """The token, from a file or from where `hf auth login` and HF_TOKEN put it. ConfigError: there is none."""
+def read_token() -> str:
+    """The token, from where `hf auth login` and HF_TOKEN put it. ConfigError: there is none."""
     from huggingface_hub import get_token
 
-    if token_file is not None:
-        try:
-            token = Path(token_file).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            raise ConfigError(f"--token_file {token_file}: cannot be read; name a file that holds the token") from None
-    else:
-        token = get_token()
+    token = get_token()
     if not token:
-        raise ConfigError("no token: `hf auth login`, or set HF_TOKEN, or give --token_file")
+        raise ConfigError("no token: `hf auth login`, or set HF_TOKEN, or HF_TOKEN_PATH to a file that holds it")
     return token
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent.
+"""Checkpoints that are complete or absent.
 
-One is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the size and SHA-256
-of each file, and only then renamed; older ones are deleted after that. So whatever stops a run at whatever moment, the
-newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read back with
+A checkpoint is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the size
+and SHA-256 of each file, and only then renamed; older ones are deleted after that. So whenever and however a run is
+stopped, the newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read back with
 `weights_only=True`, which runs no code.
 
     checkpoint-500/unet/         the weights, as diffusers writes them
@@ -11,29 +11,20 @@ newest folder with a matching manifest is good. Weights are safetensors; the opt
                    manifest.json
 """
 
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
+from ..record import sha256
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fsync(path: Path) -> None:
@@ -54,7 +45,7 @@ def steps_of(folder: Path) -> int:
 
 
 def is_draft(name: str) -> bool:
-    """Whether a folder of that name is what a kill in the middle of a save has left."""
+    """Whether a folder of that name is left from a save that was killed."""
     return name.startswith(f".{PREFIX}") and name.endswith((".draft", ".old"))
 
 
@@ -64,13 +55,18 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    output_dir: Path, step: int, unet, weights: dict[str, dict[str, Tensor]], state: dict, total_limit: int | None
+    output_dir: Path,
+    step: int,
+    unet,
+    weights: dict[str, dict[str, Tensor] | None],
+    state: dict,
+    total_limit: int | None,
 ) -> Path:
     """Write checkpoint-`step`, then delete the oldest ones over `total_limit`.
 
     Args:
-        unet: whose config the weights belong to.
-        weights: folder name -> state dict.
+        unet: its config is saved with the weights.
+        weights: folder name -> state dict; None: no such folder.
         state: for `torch.save`; tensors, numbers, strings, lists and dicts only. `state["run"]`: see `load_state`.
 
     Raises:
@@ -81,7 +77,7 @@ def save_checkpoint(
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        for name, state_dict in weights.items():
+        for name, state_dict in ((name, tensors) for name, tensors in weights.items() if tensors is not None):
             unet.save_config(draft / name)
             tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
             save_file(tensors, draft / name / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -92,11 +88,11 @@ def save_checkpoint(
         (draft / MANIFEST).write_text(manifest, encoding="utf-8")
         for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
             fsync(path)
-    except Exception as e:  # the writers say a full disk in three ways
+    except Exception as e:  # the writers report a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
         raise ConfigError(
             f"--output_dir {output_dir}: {target.name} cannot be written ({' '.join(str(e).split())[:120]}); make "
-            "room, then --resume_from_checkpoint latest: older checkpoints are whole"
+            "room, then --resume_from_checkpoint latest: older checkpoints are complete"
         ) from e
     replaced = output_dir / f".{target.name}.old"
     if target.exists():  # the same step again, after a resume from an earlier one
@@ -131,7 +127,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | None:
-    """The folder that `--resume_from_checkpoint` means; None for 'latest' where there is none at all.
+    """The folder that `--resume_from_checkpoint` means; None for 'latest' without any checkpoint.
 
     Raises:
         ConfigError: the named one is missing or damaged, or 'latest' has only damaged ones to choose from.
@@ -153,25 +149,24 @@ def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | No
     return None
 
 
-def load_state(checkpoint: Path, run: dict, defaults: dict | None = None) -> dict:
+def load_state(checkpoint: Path, run: dict) -> dict:
     """The `state` of `save_checkpoint`, on the CPU.
 
     Args:
-        run: what the run that goes on is; each entry must be what the checkpoint says of its own.
-        defaults: what it means where the checkpoint says nothing: an older version did not have the option.
+        run: the identity of the run that resumes; each entry must equal the checkpoint's.
 
     Raises:
         ConfigError: an entry differs; the message names it and both values.
     """
     try:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-        said = state["run"]
+        saved = state["run"]
     except Exception as e:  # of the unpickler; it runs no code of the file
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: state.pt cannot be read ({first_line(e)}); try another"
         ) from e
     for name, value in run.items():
-        before = said.get(name, (defaults or {}).get(name))
+        before = saved.get(name)
         if before != value:
             if isinstance(value, dict) and isinstance(before, dict):  # name the key, not the whole section
                 name, before, value = next(
@@ -179,24 +174,20 @@ def load_state(checkpoint: Path, run: dict, defaults: dict | None = None) -> dic
                     for key in [*value, *before]
                     if before.get(key) != value.get(key)
                 )
-            cure = "give the same, or start anew in another --output_dir"
-            if name == "dataset":  # the files may be the same, and other images held out by another version
-                cure += f" with --init_from {checkpoint}"
             raise ConfigError(
                 f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {before}, this run has {value}; "
-                f"{cure}"
+                f"give the same, or start anew in another --output_dir with --init_from {checkpoint}"
             )
     return state
 
 
-def load_weights(checkpoint: Path, unet, ema: EMAModel | None) -> None:
-    """Fill the U-Net, and the averaged weights where there are any, from a checkpoint. ConfigError: they do not fit."""
+def load_weights(checkpoint: Path, unet, averaged: dict[str, Tensor] | None) -> None:
+    """Fill the U-Net, and the averaged weights if not None, from a checkpoint. ConfigError: they do not fit."""
     try:
         unet.load_state_dict(load_file(checkpoint / "unet" / SAFETENSORS_WEIGHTS_NAME), strict=True)
-        if ema is not None:
-            averaged = load_file(checkpoint / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
-            for (name, _), shadow in zip(unet.named_parameters(), ema.shadow_params):
-                shadow.copy_(averaged[name])
+        saved = load_file(checkpoint / "unet_ema" / SAFETENSORS_WEIGHTS_NAME) if averaged is not None else {}
+        for name, tensor in (averaged or {}).items():
+            tensor.copy_(saved[name])
     except Exception as e:
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: its weights cannot be read ({first_line(e)}); try another"

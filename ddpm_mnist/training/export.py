@@ -1,38 +1,117 @@
-"""The end of a run: the pipeline folder, what was measured, and the push."""
+"""The end of a run: the pipeline folder, its pictures and results, and the push."""
 
+import os
+import platform
 import time
+from pathlib import Path
+
+import accelerate
+import diffusers
+import torch
+from torch import Tensor
 
 from ..errors import ConfigError, first_line
-from ..hub.export import export_pipeline
 from ..hub.push import push_model
-from .log import write_results
-from .setup import Run
-from .validation import write_card_pictures
+from ..pipeline import ClassConditionalDDPMPipeline
+from ..record import RESULTS_FILE, weights_sha256, write_json
+from ..sampling import grid, moments_to_show, to_pil, trajectory_picture
+from ..scheduler import DDPMScheduler
+from ..unet import UNet2DModel
+from .output_dir import GALLERY
+from .run import Run
+from .validation import evaluating, sample_options
 
 
 def export(run: Run) -> None:
-    """Write the trained model as a diffusers pipeline, with its results; push it where `push_to_hub` says so."""
+    """Write the trained model as a diffusers pipeline, with its results; push it if `push_to_hub` is set."""
     if not run.accelerator.is_main_process:
         return
-    config, accelerator = run.config, run.accelerator
-    weights = run.averaged_weights()
+    config, output_dir, say = run.config, run.output_dir, run.accelerator.print
     try:
-        export_pipeline(run.bare_unet, run.scheduler, run.output_dir, weights, config.null_class_label)
+        export_pipeline(run.bare_unet, run.scheduler, output_dir, run.averaged_weights(), config.null_class_label)
         seconds = time.perf_counter() - run.started
         write_card_pictures(run)
+        if run.step > run.first_step:
+            write_results(run, seconds)
     except Exception as error:  # a full disk, in the words of several libraries
         raise ConfigError(
-            f"--output_dir {run.output_dir}: the pipeline cannot be written ({first_line(error)}); make room, then"
+            f"--output_dir {output_dir}: the pipeline cannot be written ({first_line(error)}); make room, then"
             f" --resume_from_checkpoint latest; {run.last_good()}"
         ) from error
-    steps = run.step - run.first_step
-    if steps:
-        write_results(run.output_dir, accelerator, run.data, run.parameters, run.log.last, steps, seconds)
-        figures = {k: v for k, v in run.log.last.items() if k.startswith("held_out") or k == "loss"}
-        run.log.write_final(run.step, figures | {"minutes": seconds / 60, "parameters": run.parameters})
-    accelerator.print(f"Saved to {run.output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
+    say(f"Saved to {output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:
         if run.pusher is not None:
             run.pusher.wait()
-        private, token_file = config.hub_private_repo, config.token_file
-        push_model(run.output_dir, config.hub_model_id, private=private, token_file=token_file)
+        push_model(output_dir, config.hub_model_id, private=config.hub_private_repo)
+    grids = sorted((output_dir / "samples").glob("*.png"))
+    picture = grids[-1] if grids else output_dir / "trajectory.png"
+    say(f"Trained on {run.data.name}. Samples: {picture}. Next: python generate.py --model {output_dir}")
+
+
+def export_pipeline(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    output_dir: str | Path,
+    weights: dict[str, Tensor] | None = None,
+    null_class_label: int | None = None,
+) -> None:
+    """Write `model_index.json`, `unet/` and `scheduler/` of a `diffusers.DDPMPipeline`.
+
+    A conditional U-Net gets a `ClassConditionalDDPMPipeline` instead, and its file `pipeline.py`.
+
+    The weights are loaded into the stock classes first, strictly by name and shape, so that the folder names nothing of
+    this repo and is known to load with stock diffusers.
+
+    Args:
+        unet, scheduler: the trained network and its noise schedule.
+        output_dir: the folder; other files in it stay.
+        weights: instead of the U-Net's own, such as their average.
+        null_class_label: the label that stood for a dropped one in training.
+    """
+    stock_unet = diffusers.UNet2DModel.from_config(unet.config)
+    stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)
+    stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config)
+    if unet.config.num_class_embeds is None:
+        pipe = diffusers.DDPMPipeline(stock_unet, stock_scheduler)
+    else:
+        pipe = ClassConditionalDDPMPipeline(stock_unet, stock_scheduler, null_class_label)
+    pipe.save_pretrained(output_dir, safe_serialization=True)
+
+
+def write_card_pictures(run: Run) -> None:
+    """Pictures for the model card: single samples in `gallery/`, and their way out of the noise in `trajectory.png`."""
+    steps, shown, images = run.config.ddpm_num_inference_steps, [], []
+    with evaluating(run.bare_unet, run.ema):
+        for number, (batch, step) in enumerate(run.model.draw(range(GALLERY), sample_options(run))):
+            if batch == 0 and number in moments_to_show(steps):
+                shown.append(step)
+            if step.last:
+                images += to_pil(step.prev_sample)
+    trajectory_picture(shown).save(run.output_dir / "trajectory.png")
+    (run.output_dir / "gallery").mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        grid([image], zoom=max(1, 256 // image.width)).save(run.output_dir / f"gallery/{number}.png")
+
+
+def write_results(run: Run, seconds: float) -> None:
+    """What the run measured, and how it was trained, into train_results.json and the trackers."""
+    accelerator, metrics = run.accelerator, run.log.last
+    final = {key: value for key, value in metrics.items() if key.startswith("held_out") or key == "loss"}
+    run.log.write_final(run.step, final | {"minutes": seconds / 60, "parameters": run.parameters})
+    results = {
+        "dataset": run.data.name,
+        "dataset_is_local": run.data.local,
+        "weights_sha256": weights_sha256(run.output_dir),
+        "parameters": run.parameters,
+        "steps_of_this_session": run.step - run.first_step,
+        "minutes_of_this_session": seconds / 60,
+        "metrics": metrics,
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
+        "python": platform.python_version(),
+    }
+    write_json(run.output_dir / RESULTS_FILE, results)

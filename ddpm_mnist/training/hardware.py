@@ -1,4 +1,4 @@
-"""Devices, threads, processes and precision: what a launcher set, and what came of it."""
+"""Devices, threads, processes and precision, as the launcher and the options set them."""
 
 import ctypes
 import os
@@ -20,10 +20,10 @@ UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCE
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate by the options of the run, whatever its environment variables say, and the hardware set up.
+    """An Accelerator by the options of the run, whatever its environment variables say, and the hardware set up.
 
     Raises:
-        ConfigError: the launcher asked for what this script does not do, or it did not come about.
+        ConfigError: the launcher asks for what this script does not support, or Accelerate cannot start.
     """
     for name in UNSUPPORTED:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
@@ -42,7 +42,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
             kwargs_handlers=[timeout],
         )
-    except Exception as error:  # of whatever the environment makes Accelerate load
+    except Exception as error:  # whatever the environment makes Accelerate load
         raise ConfigError(f"Accelerate cannot start ({first_line(error)}); check the launcher's config") from error
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
     check_processes(accelerator)
@@ -53,8 +53,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 
 @contextmanager
-def settings_kept() -> Iterator[None]:
-    """Afterwards, what `use_hardware` set for CUDA is as before."""
+def settings_restored() -> Iterator[None]:
+    """Restore what `use_hardware` sets for CUDA at the end."""
     tf32, deterministic = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic
     try:
         yield
@@ -69,18 +69,18 @@ def check_gpus() -> None:
     """
     processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
     if gpus and processes.isdigit() and int(processes) > gpus:
-        cure = f"start {gpus}, or set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1 for processes on the CPU"
+        advice = f"start {gpus}, or set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1 for processes on the CPU"
         if use_cpu_is_set():
-            cure = "set CUDA_VISIBLE_DEVICES=-1 too, which Accelerate needs for several processes on the CPU"
-        raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {cure}")
+            advice = "set CUDA_VISIBLE_DEVICES=-1 too, which Accelerate needs for several processes on the CPU"
+        raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {advice}")
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Compare the number of processes with what the launcher meant. ConfigError: they do not know of each other."""
-    meant = os.environ.get("WORLD_SIZE", "1")
-    if meant != str(accelerator.num_processes):
+    """Compare the number of processes with the launcher's. ConfigError: they do not know of each other."""
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != str(accelerator.num_processes):
         raise ConfigError(
-            f"WORLD_SIZE is {meant}, but the processes do not know of each other: no GPU was found. Set "
+            f"WORLD_SIZE is {launched}, but the processes do not know of each other: no GPU was found. Set "
             "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
         )
     # `accelerate launch --cpu --num_processes N` sets this, and starts one process
@@ -92,25 +92,28 @@ def check_processes(accelerator: Accelerator) -> None:
 
 
 def use_hardware(accelerator: Accelerator) -> None:
-    """Share the cores among this machine's processes, where the launcher set one thread for each. On a GPU, let
-    float32 products use its tensor cores (TF32), as its convolutions do anyway, and take convolutions that give the
-    same numbers each time. Without these a float32 run on an H100 was not repeatable, nor its resumption exact.
+    """Use all cores that a launcher withheld, and, on a GPU, tensor cores (TF32) and deterministic convolutions.
 
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless told otherwise, which halves the speed of two cores
-    and wastes seven of eight. To use fewer cores than there are, give the run fewer (taskset, a container's cpuset).
+    Convolutions use TF32 anyway. Without deterministic ones, a float32 run on an H100 was not repeatable, nor its
+    resumption exact.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless the user sets it, which halves the speed of two cores
+    and wastes seven of eight. A user's own value, without a launcher, is obeyed.
     """
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.deterministic = True
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+    if accelerator.device.type != "cpu":
+        return
+    keep_freed_memory()
+    launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"))
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give freed memory back to the kernel: a training step frees and asks for the same hundreds of
-    megabytes, and to get them page by page again costs a CPU 7% of its time. Other systems are left as they are."""
+    """Tell glibc not to give freed memory back to the kernel: a training step frees and requests the same hundreds of
+    megabytes, and getting them page by page again costs a CPU 7% of its time. Other systems stay as they are."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -118,13 +121,13 @@ def keep_freed_memory() -> None:
 
 
 def resolve_mixed_precision(value: str) -> tuple[str, str]:
-    """ "no", "fp16" or "bf16" for Accelerator, out of `--mixed_precision`; and why, where nobody asked for it by name.
+    """The precision for Accelerator, "no", "fp16" or "bf16", and why, if nobody named it.
 
-    "auto" is fp16 or bf16 where `accelerate launch` was told so, and otherwise bf16 where the hardware computes in it.
-    A "no" of `accelerate launch` is also what it passes on when it was told nothing, so the run says what it does.
+    "auto" is fp16 or bf16 if `accelerate launch` was told so, and otherwise bf16 if the hardware computes in it. A "no"
+    of `accelerate launch` is also its default, so the run prints what it does.
 
     Raises:
-        ConfigError: the hardware cannot do what was asked, or nobody can here.
+        ConfigError: the hardware does not support the precision, or its name is unknown.
     """
     cuda = torch.cuda.is_available() and not use_cpu_is_set()
     why = ""
@@ -151,4 +154,6 @@ def computes_in_bf16(cuda: bool) -> bool:
     """Whether bfloat16 is computed by the hardware, and not emulated."""
     if cuda:
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # there is no public question; older torch: no
+    return bool(
+        getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    )  # torch has no public function for it; older versions: no

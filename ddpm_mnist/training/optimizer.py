@@ -1,4 +1,4 @@
-"""The optimizers, AdamW and Muon, and gradient clipping.
+"""The optimizers, AdamW and Muon.
 
 Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix, U S V^T, by
 U V^T, so that the step is equally large in all directions, even where gradients are small. `torch.optim.Muon` does not
@@ -7,8 +7,6 @@ Tests compare it with torch's on linear layers.
 """
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from .config import TrainConfig
@@ -45,8 +43,8 @@ class Muon(torch.optim.AdamW):
     Args:
         matrices: parameters of two dimensions or more, for Muon.
         others: the other parameters, for AdamW.
-        momentum_warmup_steps: Muon's momentum rises from 0.85 to 0.95 over so many updates, since early gradients
-            change their direction quickly.
+        momentum_warmup_steps: updates over which Muon's momentum rises from 0.85 to 0.95, since early gradients change
+            their direction quickly.
         lr, betas, eps, weight_decay: those of AdamW; Muon uses `lr` and `weight_decay` only.
 
     Attributes:
@@ -120,17 +118,3 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     chosen = {id(p) for p in matrices}
     others = [p for p in unet.parameters() if id(p) not in chosen]
     return Muon(matrices, others, config.momentum_warmup_steps, **adamw)
-
-
-def clip_gradients(
-    accelerator: Accelerator, unet: nn.Module, optimizer: AcceleratedOptimizer, max_norm: float
-) -> Tensor:
-    """Clip the gradients to `max_norm`. If they are not finite, the optimizer will skip its next update.
-
-    Returns:
-        Whether they are finite: `[]`, bool, on the device, so that no host-device sync is needed.
-    """
-    finite = accelerator.clip_grad_norm_(unet.parameters(), max_norm).isfinite()
-    if accelerator.scaler is None:  # fp16's scaler sets it itself
-        optimizer.optimizer.found_inf = (~finite).float()
-    return finite

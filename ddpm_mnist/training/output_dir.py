@@ -6,16 +6,15 @@ from pathlib import Path
 import filelock
 
 from ..errors import ConfigError, file_problem, first_line, writable_problem
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE
 from .checkpoint import find_checkpoint, is_draft, steps_of
 from .config import TrainConfig
-from .log import METRICS_FILE, RESULTS_FILE
 
-CONFIG_FILE = "train_config.yaml"
 LOCK_FILE = ".lock"
 GALLERY = 8  # single samples for the model card
 FILES = (  # a run writes these, in part at its end
     *(CONFIG_FILE, METRICS_FILE, RESULTS_FILE, "model_index.json", "pipeline.py", "trajectory.png"),
-    *("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"),
+    *("unet/config.json", WEIGHTS_FILE, "scheduler/scheduler_config.json"),
     *(f"gallery/{number}.png" for number in range(GALLERY)),
 )
 FOLDERS = ("unet", "scheduler", "samples", "gallery")
@@ -36,32 +35,24 @@ def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
         raise ConfigError(
             f"--output_dir {output_dir}: another run is writing there; wait for its end, stop it, or name another"
         ) from None
-    except Exception as error:  # a file system without locks says so in many ways
+    except Exception as error:  # a file system without locks reports that in many ways
         warn(f"{output_dir} cannot be locked against a second run ({first_line(error)}).")
     return lock
 
 
-def remove(path: Path) -> None:
-    """Delete a file, a folder, or a link and not what it points to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
-    """Look whether the run may write into its folder; write nothing yet, since the data may still be refused.
+    """Check that the run may write into its folder; write nothing yet, since the data may still be refused.
 
     Returns:
         The checkpoint to resume from, or None for a new run.
 
     Raises:
-        ConfigError: the folder is a file, cannot be written, or holds what nobody asked to replace; or the checkpoint
-            that was asked for is missing or damaged.
+        ConfigError: the folder is a file, cannot be written, or holds files that nobody asked to replace; or the named
+            checkpoint is missing or damaged.
     """
-    output_dir = Path(config.output_dir)
+    output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
     option = f"--output_dir {output_dir}"
-    if config.overwrite_output_dir and config.resume_from_checkpoint:
+    if config.overwrite_output_dir and resume:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
     problems = [file_problem(output_dir / name) for name in FILES]
     problems += [writable_problem(output_dir / name) for name in FOLDERS]
@@ -69,40 +60,37 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
         raise ConfigError(f"{option}: {problem}")
     if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
         lock_output_dir(output_dir, warn).release()
-    if config.resume_from_checkpoint:
-        checkpoint = find_checkpoint(config.resume_from_checkpoint, output_dir, warn)
-        if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
-            return checkpoint
-    there = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
-    there = {
-        name for name in there if not is_draft(name) and name != LOCK_FILE
-    }  # of a run that was killed in its first save
-    if config.resume_from_checkpoint and checkpoint is not None:
-        if there - BEFORE_THE_FIRST_CHECKPOINT:
+
+    names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
+    names = {name for name in names if not is_draft(name) and name != LOCK_FILE}  # a run killed in its first save
+    if not resume:
+        if names and not config.overwrite_output_dir:
             raise ConfigError(
-                f"{option}: holds another run than {checkpoint}, which would replace it; name that run's folder "
-                f"({checkpoint.parent}), or an empty one"
+                f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
+                "--overwrite_output_dir"
             )
-        return checkpoint
-    if config.resume_from_checkpoint and there - BEFORE_THE_FIRST_CHECKPOINT:
+        return None
+    checkpoint = find_checkpoint(resume, output_dir, warn)
+    others = names - BEFORE_THE_FIRST_CHECKPOINT
+    if checkpoint is None and others:
         raise ConfigError(
-            f"--resume_from_checkpoint {config.resume_from_checkpoint}: {output_dir} holds other files, but no "
-            "checkpoint; --overwrite_output_dir starts anew"
+            f"--resume_from_checkpoint {resume}: {output_dir} holds other files, but no checkpoint; "
+            "--overwrite_output_dir starts anew"
         )
-    if there and not config.resume_from_checkpoint and not config.overwrite_output_dir:
+    if checkpoint is not None and others and checkpoint.resolve().parent != output_dir.resolve():
         raise ConfigError(
-            f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
-            "--overwrite_output_dir"
+            f"{option}: holds another run than {checkpoint}, which would replace it; name that run's folder "
+            f"({checkpoint.parent}), or an empty one"
         )
-    return None
+    return checkpoint
 
 
 def begin_output_dir(config: TrainConfig, more_to_train: bool = True) -> None:
     """Save the settings in the folder.
 
     `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
-    exported pipeline is replaced at the end. Until then, where there is `more_to_train`, there are no results beside
-    it, so that nobody pushes the earlier weights with the settings of this run.
+    exported pipeline is replaced at the end. If there is `more_to_train`, the results beside it are deleted, so that
+    nobody pushes the earlier weights with the settings of this run.
     """
     output_dir = Path(config.output_dir)
     try:
@@ -117,3 +105,11 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool = True) -> None:
         raise ConfigError(
             f"--output_dir {output_dir}: cannot be written ({first_line(error)}); name another"
         ) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder, or a link and not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

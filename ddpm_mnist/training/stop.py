@@ -17,24 +17,24 @@ class StopSignal:
     EVERY = 10  # updates between two agreements of several processes: each costs a wait for all
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.signum, self.asked = accelerator, 0, 0
-        self.before: dict[int, object] = {}  # handlers to give back
+        self.accelerator, self.signum, self.calls = accelerator, 0, 0
+        self.previous: dict[int, object] = {}  # handlers to restore
 
     def listen(self) -> None:
-        """Take the signals, in the main thread, where alone it is possible. An ignored SIGHUP (nohup) stays ignored."""
+        """Handle the signals, in the main thread, as Python requires. An ignored SIGHUP (nohup) stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:
             signum = getattr(signal, name, None)
             if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
                 continue
-            self.before[signum] = signal.signal(signum, self.receive)
+            self.previous[signum] = signal.signal(signum, self.receive)
 
-    def give_back(self) -> None:
-        """Put the handlers back that were there before."""
-        for signum, handler in self.before.items():
+    def restore(self) -> None:
+        """Restore the handlers from before `listen`."""
+        for signum, handler in self.previous.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-        self.before = {}
+        self.previous = {}
 
     def receive(self, signum: int, frame) -> None:
         self.signum = signum
@@ -44,8 +44,8 @@ class StopSignal:
         """Whether to stop; the same answer in all processes."""
         if self.accelerator.num_processes == 1:
             return self.signum != 0
-        self.asked += 1
-        if self.asked % self.EVERY:
+        self.calls += 1
+        if self.calls % self.EVERY:
             return False
         signums = self.accelerator.gather(torch.tensor([self.signum], device=self.accelerator.device))
         self.signum = int(signums.max())

@@ -1,4 +1,4 @@
-"""Held-out loss and sample grids in the course of a run."""
+"""Held-out loss and sample grids during a run."""
 
 from contextlib import contextmanager
 
@@ -8,34 +8,33 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ..data import Images, scale
-from ..loading import Model
-from ..loss import noise_weights, squared_error
+from ..images.batches import Images, scale
+from ..loss import prediction_target
 from ..options import SampleOptions
 from ..randomness import seeded_generator
-from ..sampling import grid, moments_to_show, to_pil, trajectory_picture
+from ..sampling import grid, to_pil
 from ..scheduler import DDPMScheduler
-from .output_dir import GALLERY
-from .setup import Run
+from .run import Run
+
+BATCH_SIZE = 128  # images per process
 
 
 def validate(run: Run) -> None:
     """Log the held-out loss of raw and averaged weights, and a grid of samples; every process does its share."""
-    metrics, config = {}, run.config
+    metrics = {}
     for name, weights in (("raw", None), ("ema", run.ema)) if run.ema is not None else (("raw", None),):
         with evaluating(run.bare_unet, weights):
-            losses = held_out_loss(run.bare_unet, run.scheduler, run.data.test, run.accelerator, config.eval_batch_size)
+            losses = held_out_loss(run.bare_unet, run.scheduler, run.data.test, run.accelerator)
             metrics |= {f"held_out_{name}/{key}": value for key, value in losses.items()}
-            if weights is run.ema:  # the averaged weights where there are any
-                samples = sample_grid_images(run)
-    if run.accelerator.is_main_process:
-        run.log.write(run.step, metrics)
-        run.log.write_picture(run.step, grid(to_pil(samples), zoom=2))
+            if weights is run.ema:  # the averaged weights if there are any
+                samples = draw_grid(run)
+    run.log.write(run.step, metrics)
+    run.log.write_picture(run.step, grid(to_pil(samples), zoom=2))
 
 
 @contextmanager
 def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
-    """The U-Net in eval mode, with the averaged weights where `ema` is given; afterwards exactly as it was."""
+    """The U-Net in eval mode, with the averaged weights if `ema` is given; afterwards exactly as it was."""
     unet.eval()
     if ema is not None:
         ema.store(unet.parameters())
@@ -50,12 +49,7 @@ def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
 
 @torch.no_grad()
 def held_out_loss(
-    unet: torch.nn.Module,
-    scheduler: DDPMScheduler,
-    held_out: Images,
-    accelerator: Accelerator,
-    batch_size: int,
-    seed: int = 0,
+    unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator, seed: int = 0
 ) -> dict[str, float]:
     """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next: the error of the
     noise, whatever the network outputs, for uniform timesteps, whatever their density in training.
@@ -73,11 +67,14 @@ def held_out_loss(
 
     sums = torch.zeros(2, 4, device=accelerator.device)  # of squared errors, and of images, by quarter
     mine = torch.arange(accelerator.process_index, total, accelerator.num_processes)
-    for rows in mine.split(batch_size):
-        images, epsilon, t = (x[rows].to(accelerator.device) for x in (held_out.images, noise, timesteps))
+    for rows in mine.split(BATCH_SIZE):
+        pixels, epsilon, t = (x[rows].to(accelerator.device) for x in (held_out.images, noise, timesteps))
         conditional = unet.config.num_class_embeds is not None
         labels = held_out.labels[rows].to(accelerator.device) if conditional else None
-        error = noise_weights(scheduler, t) * squared_error(unet, scheduler, scale(images), epsilon, t, labels)
+        images = scale(pixels)
+        model_output = unet(scheduler.add_noise(images, epsilon, t), t, class_labels=labels).sample
+        target = prediction_target(scheduler, images, epsilon, t)
+        error = F.mse_loss(model_output.float(), target, reduction="none") * noise_error_per_error(scheduler, t)
         error = error.mean(dim=(1, 2, 3))
         quarter = F.one_hot(t * 4 // T, 4).to(error.dtype)
         sums += torch.stack([(error[:, None] * quarter).sum(0), quarter.sum(0)])
@@ -86,38 +83,32 @@ def held_out_loss(
     return {"loss": (errors.sum() / counts.sum()).item(), **losses}
 
 
-def sample_grid_images(run: Run) -> Tensor:
-    """Samples by Algorithm 2, the same every time but for the weights; each process draws its share of them.
+def noise_error_per_error(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
+    """The squared error of the noise that follows from an output, over that of the output; `[B, 1, 1, 1]`, or 1.
+
+    For a given x_t, an error e of x_0 is one of -e sqrt(SNR) of epsilon, and an error e of v is one of
+    e sqrt(alpha-bar_t), since epsilon = sqrt(alpha-bar_t) v + sqrt(1 - alpha-bar_t) x_t.
+    """
+    if scheduler.config.prediction_type == "epsilon":
+        return 1
+    alpha_prod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+    return alpha_prod if scheduler.config.prediction_type == "v_prediction" else alpha_prod / (1 - alpha_prod)
+
+
+def sample_options(run: Run) -> SampleOptions:
+    """How the run draws its own samples: Algorithm 2, with the default guidance."""
+    config = run.config
+    return SampleOptions(num_inference_steps=config.ddpm_num_inference_steps, batch_size=BATCH_SIZE, seed=config.seed)
+
+
+def draw_grid(run: Run) -> Tensor:
+    """Samples by Algorithm 2, from the same noise every time; each process draws its share of them.
 
     Returns:
-        `[num_validation_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes,
-        with guidance where it was trained with dropped labels.
+        `[num_validation_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes.
     """
-    config, accelerator = run.config, run.accelerator
-    share = -(-config.num_validation_images // accelerator.num_processes)  # equal for all; the surplus is cut off below
+    accelerator, count = run.accelerator, run.config.num_validation_images
+    share = -(-count // accelerator.num_processes)  # equal for all; the surplus is cut off below
     numbers = range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    drawn = model_of(run).draw_images(numbers, grid_options(run))
-    return accelerator.gather(drawn.contiguous())[: config.num_validation_images]
-
-
-def model_of(run: Run) -> Model:
-    return Model(run.bare_unet, run.scheduler, run.config.null_class_label)
-
-
-def grid_options(run: Run) -> SampleOptions:
-    return SampleOptions(num_inference_steps=run.config.ddpm_num_inference_steps, batch_size=128, seed=run.config.seed)
-
-
-def write_card_pictures(run: Run) -> None:
-    """Pictures for the model card: single samples in `gallery/`, and in `trajectory.png` how the first came about."""
-    steps, moments, images = run.config.ddpm_num_inference_steps, [], []
-    with evaluating(run.bare_unet, run.ema):
-        for number, (batch, step) in enumerate(model_of(run).draw(range(GALLERY), grid_options(run))):
-            if batch == 0 and number in moments_to_show(steps):
-                moments.append(step)
-            if step.last:
-                images += to_pil(step.prev_sample)
-    trajectory_picture(moments).save(run.output_dir / "trajectory.png")
-    (run.output_dir / "gallery").mkdir(exist_ok=True)
-    for number, image in enumerate(images):
-        grid([image], zoom=max(1, 256 // image.width)).save(run.output_dir / f"gallery/{number}.png")
+    drawn = run.model.draw_images(numbers, sample_options(run))
+    return accelerator.gather(drawn.contiguous())[:count]

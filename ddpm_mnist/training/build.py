@@ -6,7 +6,7 @@ import torch
 
 from ..errors import ConfigError, first_line, nearest
 from ..loading import load_unet
-from ..loss import timestep_density
+from ..loss import LOG_SNR_MEAN, timestep_density
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
@@ -15,11 +15,14 @@ AT_MOST = {"layers_per_block": 64, "num_train_timesteps": 1_000_000}  # more wou
 CLASSES = {"unet": UNet2DModel, "scheduler": DDPMScheduler}
 
 
-def build(config: TrainConfig, section: str):
-    """`UNet2DModel` or `DDPMScheduler` by its section of the config. ConfigError: it refuses a key or a value."""
+def build(config: TrainConfig, section: str, channels: int = 1):
+    """`UNet2DModel` or `DDPMScheduler` by its section of the config. ConfigError: it refuses a key or a value.
+
+    `channels` are those of the images, which the U-Net takes unless the config says how many.
+    """
     settings = getattr(config, section)
-    if section == "unet" and settings["in_channels"] is None:  # known when the data is read; until then any will do
-        settings = settings | {"in_channels": 1, "out_channels": 1}
+    if section == "unet" and settings["in_channels"] is None:
+        settings = settings | {"in_channels": channels, "out_channels": channels}
     known = [name for name in inspect.signature(CLASSES[section].__init__).parameters if name != "self"]
     for key in settings:
         if key not in known:
@@ -29,12 +32,12 @@ def build(config: TrainConfig, section: str):
             raise ConfigError(f"{section}.{key} {settings[key]}: must be at most {most:,}")
     try:
         return CLASSES[section](**settings)
-    except Exception as e:  # of whatever a value of any type meets in there
+    except Exception as e:  # whatever a value of the wrong type leads to
         raise ConfigError(f"{section}.{first_line(e)}") from None
 
 
 def check_models(config: TrainConfig) -> None:
-    """Build both once, on no memory, and check what only a training run asks of them. ConfigError: it cannot work."""
+    """Build both on the meta device and check what training requires. ConfigError: it cannot work."""
     with torch.device("meta"):
         unet = build(config, "unet")
     scheduler = build(config, "scheduler")
@@ -47,22 +50,16 @@ def check_models(config: TrainConfig) -> None:
         raise ConfigError(
             "scheduler.variance_type: a learned variance has no loss here; use fixed_small or fixed_large"
         )
-    if scheduler.alphas_cumprod[-1] == 0:  # nothing of the image is left at the last t
-        if scheduler.config.prediction_type == "epsilon":
-            raise ConfigError(
-                "scheduler.prediction_type epsilon: at the last t x_0 does not follow from it, since "
-                "scheduler.rescale_betas_zero_snr leaves nothing of the image there; use v_prediction"
-            )
-        if config.loss_weighting == "noise" and config.snr_gamma is None:
-            raise ConfigError(
-                "--loss_weighting noise: scheduler.rescale_betas_zero_snr leaves nothing of the image at the last t, "
-                "so that its error counts nothing; use --loss_weighting output"
-            )
-    density = config.log_snr_mean, config.log_snr_std, config.uniform_timesteps
-    if T > 1 and (p := timestep_density(scheduler, *density)) is not None and not p.isfinite().all():
+    if scheduler.alphas_cumprod[-1] == 0 and scheduler.config.prediction_type == "epsilon":
         raise ConfigError(
-            f"--log_snr_mean {config.log_snr_mean}, --log_snr_std {config.log_snr_std}: no timestep has such an SNR "
-            "in this schedule; -1.75 and 1.9 are usual"
+            "scheduler.prediction_type epsilon: x_0 does not follow from it at the last timestep, since "
+            "scheduler.rescale_betas_zero_snr leaves nothing of the image there; use v_prediction"
+        )
+    density = timestep_density(scheduler, config.uniform_timesteps)
+    if density is not None and not density.isfinite().all():
+        raise ConfigError(
+            f"--uniform_timesteps {config.uniform_timesteps}: no timestep of this schedule has a log SNR near "
+            f"{LOG_SNR_MEAN}, where the others would be drawn; use 1"
         )
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
@@ -83,7 +80,7 @@ def check_models(config: TrainConfig) -> None:
 def start_from(unet: UNet2DModel, name: str, say=print) -> None:
     """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
 
-    The embeddings of classes are not taken over where the number of classes differs.
+    The embeddings of classes start anew if the number of classes differs.
 
     Raises:
         ConfigError: it cannot be read, or its weights have other names or shapes.
@@ -95,9 +92,9 @@ def start_from(unet: UNet2DModel, name: str, say=print) -> None:
             say(f"--init_from {name}: has other classes; {key} starts anew.")
             source[key] = target[key]
     for key in [*target, *source]:
-        there, here = (list(weights[key].shape) if key in weights else "absent" for weights in (source, target))
-        if there != here and not (key.startswith("class_embedding.") and here == "absent"):
+        theirs, ours = (list(weights[key].shape) if key in weights else "absent" for weights in (source, target))
+        if theirs != ours and not (key.startswith("class_embedding.") and ours == "absent"):
             raise ConfigError(
-                f"--init_from {name}: {key} is {there} there and {here} here; give the unet options of that model"
+                f"--init_from {name}: {key} is {theirs} there and {ours} here; give the unet options of that model"
             )
     unet.load_state_dict({key: source[key] for key in target})

@@ -1,0 +1,1 @@
+from ..data import Images, index_batches, scale  # noqa: F401

@@ -1,0 +1,1 @@
+from ..data import Data, ImageShape, load_data  # noqa: F401

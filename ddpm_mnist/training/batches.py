@@ -1,0 +1,97 @@
+"""Algorithm 1, lines 2 to 4: the draws of each update, as functions of the seed and the number of the update."""
+
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..images.batches import Images, index_batches
+from ..loss import timestep_density
+from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout, seeded_generator
+from ..scheduler import DDPMScheduler
+from .config import TrainConfig
+
+REDRAW_REFERENCES_EVERY = 10  # updates; drawing costs more than one use
+MAX_REFERENCE_PIXELS = 2**24  # 64 MB
+
+
+class Batches:
+    """This process's share of the global batch of each update, micro-batch by micro-batch."""
+
+    def __init__(self, config: TrainConfig, train: Images, scheduler: DDPMScheduler, accelerator: Accelerator):
+        self.config, self.train, self.scheduler, self.accelerator = config, train, scheduler, accelerator
+        self.density = timestep_density(scheduler, config.uniform_timesteps)
+        self.global_batch = config.global_batch(accelerator.num_processes)
+        self.images: Iterator | None = None  # x_0 and labels, from the first update that is asked for
+
+    def of_update(self, step: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """The micro-batches of global batch number `step`; `step` grows by one from call to call.
+
+        Yields:
+            images `[B, C, H, W]` in [-1, 1], labels `[B]` (None for an unconditional U-Net), timesteps `[B]`, and noise
+            `[B, C, H, W]`.
+        """
+        config, accelerator, size = self.config, self.accelerator, self.config.train_batch_size
+        micro_steps, rank, processes = (
+            config.gradient_accumulation_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        if self.images is None:
+            indices = index_batches(len(self.train), config.seed, step, size, micro_steps, rank, processes)
+            self.images = self.train.batches(indices)
+        all_noise, all_timesteps = draw_noise_and_timesteps(
+            config.seed,
+            step,
+            (self.global_batch, *self.train.images.shape[1:]),
+            len(self.scheduler),
+            accelerator.device,
+            config.timestep_sampling,
+            self.density,
+        )
+        for micro_step in range(micro_steps):
+            share = processes * micro_step + rank
+            rows = slice(share * size, (share + 1) * size)
+            seed_dropout(config.seed, step, share)
+            images, labels = next(self.images)
+            if config.num_classes is None:
+                labels = None
+            elif config.null_class_label is not None:
+                null, probability = config.null_class_label, config.class_dropout_prob
+                labels = drop_labels(labels, config.seed, step, self.global_batch, rows, probability, null)
+            if config.random_flip:
+                images = flip_images(images, config.seed, step, self.global_batch, rows)
+            yield images, labels, all_timesteps[rows], all_noise[rows]
+
+
+class References:
+    """The training images over which `posterior_mean` averages, drawn anew every few updates.
+
+    Attributes:
+        images: `[N, C, H, W]` in [-1, 1]; `labels`: `[N]`, or None.
+    """
+
+    def __init__(self, config: TrainConfig, train: Images):
+        self.config, self.train, self.images, self.labels = config, train, None, None
+        self.count = min(config.reference_images, len(train), MAX_REFERENCE_PIXELS // train.images[0].numel())
+
+    def draw(self, step: int) -> None:
+        """Draw the images for update `step`, unless those of the update before serve."""
+        number, since = divmod(step, REDRAW_REFERENCES_EVERY)
+        if self.images is not None and since:
+            return
+        generator = seeded_generator(self.config.seed, "references", number)
+        indices = torch.randint(len(self.train), (self.count,), generator=generator)
+        self.images, self.labels = next(self.train.batches(iter([indices])))
+        if self.config.random_flip:
+            flipped = (torch.rand(self.count, generator=generator) < 0.5).to(self.images.device)
+            self.images = torch.where(flipped[:, None, None, None], self.images.flip(-1), self.images)
+
+    def same_class(self, labels: Tensor | None) -> Tensor | None:
+        """Which references may have led to an image with this label, `[B, N]`; all for a dropped one. None: all."""
+        if labels is None:
+            return None
+        same = labels[:, None] == self.labels
+        null = self.config.null_class_label
+        return same if null is None else same | (labels == null)[:, None]

@@ -1,0 +1,343 @@
+"""A training run: its parts, and its state from one update to the next."""
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import gather_object
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import ConfigError, first_line, shorten
+from ..hub.checkpoints import CheckpointPusher
+from ..hub.repo import check_repo_id, read_token
+from ..images.dataset import Data, ImageShape, load_data
+from ..loading import Model
+from ..loss import posterior_mean, prediction_target
+from .batches import Batches, References
+from .build import build, check_models, start_from
+from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
+from .config import TrainConfig
+from .hardware import settings_restored, start_accelerator
+from .log import MetricsLog
+from .optimizer import build_optimizer
+from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
+from .stop import StopSignal
+
+MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
+ONE_AT_A_TIME = threading.Lock()  # Accelerate's state is the process's, and two runs would share it
+LOST_PEER = re.compile("timed? ?out|connection (closed|reset|refused)|peer|gloo|nccl", re.IGNORECASE)
+
+
+class Run:
+    """The parts and the state of a run, with short methods for what surrounds the algorithm in train_ddpm_mnist.py.
+
+    Attributes:
+        unet: as Accelerate prepared it, in mixed precision and with synchronised gradients; `bare_unet`: the module
+            inside, with plain parameter names.
+        ema: the averaged weights, or None.
+        num_steps: the length of the run; `step`: global batches so far, each an update of the weights unless its
+            gradient was not finite.
+        counts: `[4]`, on the device: the sum of the losses and their number, both since the last log; the skipped
+            updates, in all and in a row.
+        identity: what must not change when the run resumes.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, data: Data, checkpoint: Path | None = None):
+        self.config, self.accelerator, self.data, self.checkpoint = config, accelerator, data, checkpoint
+        self.output_dir = Path(config.output_dir)
+        self.global_batch = config.global_batch(accelerator.num_processes)
+        self.num_steps = config.num_steps(len(data.train), accelerator.num_processes)
+
+        torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
+        bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
+        if config.init_from is not None and checkpoint is None:
+            start_from(bare_unet, config.init_from, accelerator.print)
+        optimizer = build_optimizer(bare_unet, config)
+        # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
+        self.lr_scheduler = get_scheduler(
+            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=self.num_steps
+        )
+        self.unet, self.optimizer = accelerator.prepare(bare_unet, optimizer)
+        self.bare_unet = accelerator.unwrap_model(self.unet, keep_torch_compile=False)
+        self.parameters = sum(p.numel() for p in self.bare_unet.parameters())
+        # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about the last tenth of any run.
+        parameters = self.bare_unet.parameters()
+        self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
+        self.batch_source = Batches(config, data.train, self.scheduler, accelerator)
+        self.references = References(config, data.train) if config.reference_images else None
+
+        self.identity = {
+            "dataset": data.fingerprint,
+            **config.identity(),
+            "unet": config.unet | {"in_channels": data.channels, "out_channels": data.channels},
+            "global batch": self.global_batch,
+            "mixed precision": accelerator.mixed_precision,
+        }
+        self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
+        self.stop = StopSignal(accelerator)
+        self.lock = self.pusher = self.log = None  # from `begin` on
+
+    @property
+    def state(self) -> dict:
+        """The parts that a checkpoint keeps beside the weights, by name; each has `state_dict` and its inverse."""
+        parts = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def model(self) -> Model:
+        """The U-Net and its noise schedule, to draw samples from."""
+        return Model(self.bare_unet, self.scheduler, self.config.null_class_label)
+
+    def averaged_weights(self) -> dict[str, Tensor] | None:
+        """The averaged weights by name; None without `use_ema`."""
+        if self.ema is None:
+            return None
+        return dict(zip((name for name, _ in self.bare_unet.named_parameters()), self.ema.shadow_params))
+
+    def begin(self) -> None:
+        """Make the output folder and start its log; print what is trained."""
+        accelerator, config = self.accelerator, self.config
+        if accelerator.is_main_process:
+            self.lock = lock_output_dir(self.output_dir, accelerator.print)
+            begin_output_dir(config, more_to_train=self.step < self.num_steps)
+            if config.push_checkpoints:
+                self.pusher = CheckpointPusher(config.hub_model_id, config.hub_private_repo, accelerator.print)
+        accelerator.wait_for_everyone()
+        self.log = MetricsLog(accelerator, config, self.step)
+        self.stop.listen()
+        accelerator.print(
+            f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
+            f" {self.num_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
+            f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
+            f" precision {accelerator.mixed_precision}."
+        )
+        self.progress = tqdm(
+            total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
+        )
+        self.started, self.first_step = time.perf_counter(), self.step
+        self.unet.train()
+
+    # ---- one update ------------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """The micro-batches of this update: images, labels, timesteps and noise; see `Batches.of_update`."""
+        self.update_loss = torch.zeros((), device=self.accelerator.device)
+        if self.references is not None:
+            self.references.draw(self.step)
+        return self.batch_source.of_update(self.step)
+
+    def target(
+        self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """What the network should output for x_t, `[B, C, H, W]`: the noise (or v) that was drawn; or, with
+        `reference_images`, its mean given x_t."""
+        if self.references is not None:
+            references, same_class = self.references.images, self.references.same_class(labels)
+            images, noise = posterior_mean(
+                self.scheduler, noisy_images, images, noise, timesteps, references, same_class
+            )
+        return prediction_target(self.scheduler, images, noise, timesteps)
+
+    def clip_gradients(self) -> None:
+        """Clip the gradients after the last micro-batch. If they are not finite, the optimizer skips its update.
+
+        The decision stays on the device: reading it would make a GPU wait for the host.
+        """
+        if self.accelerator.sync_gradients:
+            norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.max_grad_norm)
+            self.finite = norm.isfinite()
+            if self.accelerator.scaler is None:  # fp16's scaler sets it itself
+                self.optimizer.optimizer.found_inf = (~self.finite).float()
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Add the loss of a micro-batch to that of the update."""
+        self.update_loss += loss.detach() / self.config.gradient_accumulation_steps
+
+    def end_update(self) -> None:
+        """After the optimizer's step: counts, learning rate, averaged weights, step + 1."""
+        loss_sum, losses, skipped, in_a_row = self.counts
+        loss_sum = loss_sum + torch.where(self.finite, self.update_loss, 0)
+        in_a_row = torch.where(self.finite, 0, in_a_row + 1)
+        self.counts = torch.stack([loss_sum, losses + self.finite, skipped + ~self.finite, in_a_row])
+        self.learning_rate = self.lr_scheduler.get_last_lr()[0]  # of this update
+        self.lr_scheduler.step()
+        if self.ema is not None:
+            self.ema.step(self.bare_unet.parameters())
+        self.step += 1
+        self.progress.update()
+
+    def due(self, every: int, first: int | None = None) -> bool:
+        """Whether something that happens every N steps, at step `first` and at the last is due now; 0: never."""
+        return every > 0 and (self.step % every == 0 or self.step in (first, self.num_steps))
+
+    def write_log(self) -> None:
+        """Log the mean loss since the last log. ConfigError: too many updates in a row were skipped."""
+        loss_sum, losses, skipped, in_a_row = self.accelerator.reduce(self.counts, "mean").tolist()
+        if in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ConfigError(self.not_finite())
+        rate = self.log.images_per_second(self.step, self.global_batch)
+        mean_loss = {"loss": loss_sum / losses} if losses else {}
+        self.log.write(
+            self.step, mean_loss | {"lr": self.learning_rate, "images_per_second": rate, "skipped": int(skipped)}
+        )
+        self.progress.set_postfix(**mean_loss, lr=f"{self.learning_rate:.1e}", images_s=f"{rate:.0f}")
+        self.counts[:2] = 0
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint. ConfigError: the weights are not finite, or it cannot be written."""
+        accelerator = self.accelerator
+        self.counts = accelerator.reduce(self.counts, "mean")  # every process can resume from the mean
+        self.check_weights_agree()
+        if not all(bool(p.isfinite().all()) for p in self.bare_unet.parameters()):
+            raise ConfigError(self.not_finite())
+        if accelerator.is_main_process:
+            weights = {"unet": self.bare_unet.state_dict(), "unet_ema": self.averaged_weights()}
+            state = {name: part.state_dict() for name, part in self.state.items()}
+            state |= {"run": self.identity, "step": self.step, "counts": self.counts}
+            limit = self.config.checkpoints_total_limit
+            checkpoint = save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
+            if self.pusher is not None:
+                self.pusher.push(checkpoint)
+        accelerator.wait_for_everyone()
+
+    def load(self) -> None:
+        """Resume from `checkpoint`. ConfigError: it is of another run."""
+        state = load_state(self.checkpoint, self.identity)
+        load_weights(self.checkpoint, self.bare_unet, self.averaged_weights())
+        for name, part in self.state.items():
+            part.load_state_dict(state[name])
+        if self.ema is not None:
+            self.ema.optimization_step = state["step"]
+        self.step, self.counts = state["step"], state["counts"].to(self.accelerator.device)
+        self.accelerator.print(f"Resumed from {self.checkpoint} at step {self.step}.")
+
+    def check_weights_agree(self) -> None:
+        """Compare the weights of all processes, by hash. ConfigError: they differ."""
+        digest = hashlib.sha256()
+        for parameter in self.bare_unet.parameters():
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        hashes = gather_object([digest.hexdigest()[:8]])
+        if len(set(hashes)) > 1:
+            raise ConfigError(
+                f"the processes hold different weights at step {self.step} ({', '.join(hashes)}): a fault of the"
+                f" hardware or of the libraries; {self.last_good()}"
+            )
+
+    def not_finite(self) -> str:
+        """The error message of a run whose loss or weights are not finite."""
+        return (
+            f"--learning_rate {self.config.learning_rate}: loss or weights are no longer finite at step {self.step};"
+            f" lower it, or set --mixed_precision no; {self.last_good()}"
+        )
+
+    def last_good(self) -> str:
+        """The end of an error's message: from where the user can go on."""
+        checkpoints = list_checkpoints(self.output_dir)
+        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def finish(self) -> int:
+        """Save a run that was stopped early, and end the log. Returns the exit code."""
+        self.progress.close()
+        if self.step < self.num_steps:
+            if self.step % self.config.checkpointing_steps:
+                self.save()
+            self.accelerator.print(f"Stopped at step {self.step}; resume with --resume_from_checkpoint latest.")
+        self.accelerator.wait_for_everyone()
+        self.log.close()
+        self.accelerator.end_training()
+        return self.stop.exit_code if self.step < self.num_steps else 0
+
+    def close(self) -> None:
+        """Release signals and the output folder; checkpoints that are being pushed are pushed, even after an error."""
+        try:
+            if self.pusher is not None:
+                self.pusher.wait()
+        finally:
+            self.stop.restore()
+            if self.lock is not None:
+                self.lock.release()
+
+
+@contextmanager
+def prepare(config: TrainConfig) -> Iterator[Run]:
+    """Everything that a run needs, while it lasts. Refuses what cannot work, and writes nothing.
+
+    Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
+    before, so that a process can train more than once.
+
+    Raises:
+        ConfigError: the model, the data, the output folder or a checkpoint do not fit the config.
+    """
+    if not ONE_AT_A_TIME.acquire(blocking=False):
+        raise ConfigError(
+            f"--output_dir {config.output_dir}: another run is going on in this process; start this one after it, or in"
+            " another process"
+        )
+    first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
+    run = None
+    try:
+        with settings_restored():
+            run = make_run(config)
+            yield run
+    except RuntimeError as error:
+        if run is None or run.accelerator.num_processes == 1 or not LOST_PEER.search(str(error)):
+            raise
+        lost = f"another process of the run is gone or stuck ({first_line(error)})"
+        raise ConfigError(f"{lost}; {run.last_good()}; resume with --resume_from_checkpoint latest") from error
+    finally:
+        try:
+            if run is not None:
+                run.close()
+        finally:
+            if first:
+                AcceleratorState._reset_state(reset_partial_state=True)
+                GradientState._reset_state()
+            ONE_AT_A_TIME.release()
+
+
+def make_run(config: TrainConfig) -> Run:
+    """A new run, or one as its checkpoint holds it. ConfigError: see `prepare`."""
+    check_models(config)
+    accelerator = start_accelerator(config)
+    checkpoint = checkpoint_of_all(config, accelerator)
+    if config.push_to_hub or config.push_checkpoints:  # now, and not after the training
+        check_repo_id(config.hub_model_id)
+        read_token()
+    shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], config.num_classes)
+    with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
+        data = load_data(config, shape, config.num_validation_samples, accelerator.print)
+    if len(set(gather_object([data.fingerprint]))) > 1:
+        raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
+    data.train = data.train.to(accelerator.device)
+    run = Run(config, accelerator, data, checkpoint)
+    if checkpoint is not None:
+        run.load()
+    return run
+
+
+def checkpoint_of_all(config: TrainConfig, accelerator: Accelerator) -> Path | None:
+    """The checkpoint that the main process chose. ConfigError: another process, on another host, does not see it."""
+    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
+    checkpoint = gather_object([checkpoint])[0]
+    seen = gather_object([checkpoint is None or checkpoint.is_dir()])
+    if not all(seen):
+        blind = shorten(i for i, sees in enumerate(seen) if not sees)
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: processes {blind} do not see it; put --output_dir on a disk that"
+            " all hosts share, or copy the checkpoint to each"
+        )
+    return checkpoint
