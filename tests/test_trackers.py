@@ -6,7 +6,6 @@ import pytest
 from accelerate.tracking import TensorBoardTracker
 
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.training.config import parse_args
 
 
 @pytest.fixture
@@ -86,7 +85,9 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(train, monkeypatch,
         assert (out / "model_index.json").is_file()
 
 
-def test_a_space_for_the_dashboard_needs_trackio():
-    with pytest.raises(ConfigError, match="--trackio_space_id a/b: needs --report_to trackio"):
-        parse_args(["--trackio_space_id=a/b"])
-    assert parse_args(["--trackio_space_id=a/b", "--report_to=trackio"]).trackio_space_id == "a/b"
+def test_trackio_logs_to_the_space_of_its_own_variable_which_must_be_reachable(train, tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "alice/dashboard")
+    with pytest.raises(ConfigError, match="--report_to trackio: cannot start"):
+        train("run", report_to="trackio")
