@@ -35,7 +35,6 @@ def opt(
     positive: bool = False,
     fraction: bool = False,
     path: bool = False,
-    fixed_on_resume: bool = False,
     saved: bool = True,
 ) -> Any:
     """A field of an options dataclass.
@@ -45,11 +44,10 @@ def opt(
         at_least, at_most: the smallest and largest value allowed.
         positive: finite and above 0; `fraction`: in [0, 1).
         path: a leading `~` is expanded.
-        fixed_on_resume: a checkpoint can only be resumed with the same value.
         saved: False for options of one launch only, which `train_config.yaml` does not keep.
     """
     rules = {"at_least": at_least, "at_most": at_most, "positive": positive, "fraction": fraction, "path": path}
-    return field(default=default, metadata={"help": help, "fixed_on_resume": fixed_on_resume, "saved": saved, **rules})
+    return field(default=default, metadata={"help": help, "saved": saved, **rules})
 
 
 def check_rules(options: Any) -> None:

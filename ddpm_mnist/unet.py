@@ -25,6 +25,17 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
+CHOICES = {  # what this file covers
+    "time_embedding_type": ("positional", "fourier"),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None,),
+    "act_fn": tuple(ACTIVATIONS),
+}
 
 
 @dataclass
@@ -374,7 +385,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         num_train_timesteps: int | None = None,
     ):
         super().__init__()
-        check_options(**{k: v for k, v in self.config.items() if not k.startswith("_")})
+        check_options(self.config)
         self.sample_size = sample_size
         self.to_json_string()  # adds class and version to the config; when saving adds them, torch.compile recompiles
         width = block_out_channels[0]
@@ -522,39 +533,19 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         return together.split([len(block.time_emb_proj.bias) for block in blocks], dim=1)
 
 
-def check_options(**config) -> None:
+def check_options(config: dict) -> None:
     """Check a U-Net config. Raises a ValueError that names the first option that is not covered or does not fit."""
-
-    def one_of(name: str, allowed: tuple) -> None:
-        if config[name] not in allowed:
-            raise ValueError(f"{name}={config[name]!r} is not covered; choose from {', '.join(map(repr, allowed))}")
-
-    one_of("time_embedding_type", ("positional", "fourier"))
-    one_of("mid_block_type", ("UNetMidBlock2D", None))
-    one_of("downsample_type", ("conv", "resnet"))
-    one_of("upsample_type", ("conv", "resnet"))
-    one_of("resnet_time_scale_shift", ("default", "scale_shift"))
-    one_of("class_embed_type", (None,))
-    if str(config["act_fn"]).lower() not in ACTIVATIONS:
-        one_of("act_fn", tuple(ACTIVATIONS))
-
-    channels = config["block_out_channels"]
-    for name, allowed in (
-        ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
-        ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
-    ):
-        for block_type in config[name]:
-            if block_type not in allowed:
-                raise ValueError(f"{name} has {block_type!r}, which is not covered; choose from {', '.join(allowed)}")
-        if len(config[name]) != len(channels):
-            raise ValueError(
-                f"{name} has {len(config[name])} entries, block_out_channels {len(channels)}: make them equal"
-            )
+    channels, groups, head_dim = (config[k] for k in ("block_out_channels", "norm_num_groups", "attention_head_dim"))
+    for name, allowed in CHOICES.items():
+        values = config[name] if name.endswith("_block_types") else [config[name]]
+        for value in values:
+            if value not in allowed and str(value).lower() not in allowed:
+                raise ValueError(f"{name}={value!r} is not covered; choose from {', '.join(map(str, allowed))}")
+        if name.endswith("_block_types") and len(values) != len(channels):
+            raise ValueError(f"{name} has {len(values)} entries, block_out_channels {len(channels)}: make them equal")
     for name in ("in_channels", "out_channels", "layers_per_block"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]!r} must be at least 1")
-
-    groups = config["norm_num_groups"]
     if not groups or any(width % groups for width in channels):
         raise ValueError(f"norm_num_groups={groups!r} must divide every one of block_out_channels={list(channels)}")
     attn_groups = config["attn_norm_num_groups"]
@@ -562,9 +553,8 @@ def check_options(**config) -> None:
         raise ValueError(
             f"attn_norm_num_groups={attn_groups!r} must divide the last of block_out_channels={channels[-1]}"
         )
-    head_dim = config["attention_head_dim"]
-    attended = [c for c, kind in zip(channels, config["down_block_types"]) if kind.startswith("Attn")]
-    attended += [c for c, kind in zip(channels[::-1], config["up_block_types"]) if kind.startswith("Attn")]
+    levels = [*zip(channels, config["down_block_types"]), *zip(channels[::-1], config["up_block_types"])]
+    attended = [width for width, block_type in levels if block_type.startswith("Attn")]
     if config["mid_block_type"] and config["add_attention"]:
         attended.append(channels[-1])
     if head_dim is not None and attended and not 1 <= head_dim <= min(attended):

@@ -2,7 +2,7 @@
 
 A checkpoint is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the size
 and SHA-256 of each file, and only then renamed; older ones are deleted after that. So whenever and however a run is
-stopped, the newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read back with
+stopped, the newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read with
 `weights_only=True`, which runs no code.
 
     checkpoint-500/unet/         the weights, as diffusers writes them

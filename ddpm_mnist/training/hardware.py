@@ -129,22 +129,15 @@ def resolve_mixed_precision(value: str) -> tuple[str, str]:
     Raises:
         ConfigError: the hardware does not support the precision, or its name is unknown.
     """
-    cuda = torch.cuda.is_available() and not use_cpu_is_set()
-    why = ""
-    if value == "auto":
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
-        if launched not in ("", "no", "fp16", "bf16"):
-            raise ConfigError(
-                f"ACCELERATE_MIXED_PRECISION {launched}: not supported; launch with bf16, fp16 or no, or give "
-                "--mixed_precision"
-            )
-        if launched in ("fp16", "bf16"):
-            value, why = launched, "as accelerate was told; --mixed_precision sets another"
-        else:
-            value = "bf16" if computes_in_bf16(cuda) else "no"
-            told = " (accelerate's no, which is also its default, cannot be told from none)" if launched == "no" else ""
-            if value == "bf16":
-                why = f"this hardware computes in it{told}; --mixed_precision no turns it off"
+    cuda, why = torch.cuda.is_available() and not use_cpu_is_set(), ""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if value == "auto" and launched != "no":
+        value, why = launched, "as accelerate was told; --mixed_precision sets another"
+    elif value == "auto":
+        value = "bf16" if computes_in_bf16(cuda) else "no"
+        why = "this hardware computes in it; --mixed_precision no turns it off" if value == "bf16" else ""
+    if value not in ("no", "fp16", "bf16"):
+        raise ConfigError(f"ACCELERATE_MIXED_PRECISION {value}: not supported; use --mixed_precision bf16, fp16 or no")
     if value == "fp16" and not cuda and not torch.backends.mps.is_available():
         raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
     return value, why

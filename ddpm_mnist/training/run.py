@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ConfigError, first_line, shorten
+from ..errors import ConfigError, first_line
 from ..hub.checkpoints import CheckpointPusher
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
@@ -34,7 +33,6 @@ from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
-ONE_AT_A_TIME = threading.Lock()  # Accelerate's state is the process's, and two runs would share it
 LOST_PEER = re.compile("timed? ?out|connection (closed|reset|refused)|peer|gloo|nccl", re.IGNORECASE)
 
 
@@ -282,11 +280,6 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     Raises:
         ConfigError: the model, the data, the output folder or a checkpoint do not fit the config.
     """
-    if not ONE_AT_A_TIME.acquire(blocking=False):
-        raise ConfigError(
-            f"--output_dir {config.output_dir}: another run is going on in this process; start this one after it, or in"
-            " another process"
-        )
     first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
     run = None
     try:
@@ -306,14 +299,14 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
             if first:
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
-            ONE_AT_A_TIME.release()
 
 
 def make_run(config: TrainConfig) -> Run:
     """A new run, or one as its checkpoint holds it. ConfigError: see `prepare`."""
     check_models(config)
     accelerator = start_accelerator(config)
-    checkpoint = checkpoint_of_all(config, accelerator)
+    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
+    checkpoint = gather_object([checkpoint])[0]
     if config.push_to_hub or config.push_checkpoints:  # now, and not after the training
         check_repo_id(config.hub_model_id)
         read_token()
@@ -327,17 +320,3 @@ def make_run(config: TrainConfig) -> Run:
     if checkpoint is not None:
         run.load()
     return run
-
-
-def checkpoint_of_all(config: TrainConfig, accelerator: Accelerator) -> Path | None:
-    """The checkpoint that the main process chose. ConfigError: another process, on another host, does not see it."""
-    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
-    checkpoint = gather_object([checkpoint])[0]
-    seen = gather_object([checkpoint is None or checkpoint.is_dir()])
-    if not all(seen):
-        blind = shorten(i for i, sees in enumerate(seen) if not sees)
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint}: processes {blind} do not see it; put --output_dir on a disk that"
-            " all hosts share, or copy the checkpoint to each"
-        )
-    return checkpoint
