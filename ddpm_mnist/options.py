@@ -86,7 +86,12 @@ def group_of(cls: type, option: Field) -> str:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except None, whose meaning the help text gives, and those of `--no_...` switches."""
+    """Shows each option once, by its name with underscores, and defaults except None, which the help text explains."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return action.option_strings[-1 if action.dest == "help" else 0] + (
+            f" {{{','.join(action.choices)}}}" if action.choices else ""
+        )
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default is None or action.const is False else super()._get_help_string(action)

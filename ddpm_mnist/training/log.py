@@ -13,7 +13,7 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from ..errors import ConfigError, first_line
-from ..record import METRICS_FILE, read_metrics, without_paths
+from ..record import METRICS_FILE, flat, read_metrics, without_paths
 from .config import TrainConfig
 
 
@@ -136,12 +136,10 @@ def tracker_options(config: TrainConfig, step: int) -> dict[str, dict]:
 
 
 def published_settings(config: TrainConfig) -> dict[str, int | float | str]:
-    """The settings as trackers take them, without paths: {"unet": {"dropout": 0.1}} -> {"unet.dropout": 0.1}."""
+    """The settings as trackers take them: without paths and sections, and as numbers or text."""
     local = config.dataset_name is not None and Path(config.dataset_name).exists()
-    settings = {}
-    for name, value in without_paths(config.saved(), local).items():
-        settings |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    return {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in settings.items()}
+    settings = flat(without_paths(config.saved(), local))
+    return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in settings.items()}
 
 
 def log_picture(tracker: GeneralTracker, step: int, picture: Image.Image) -> None:
