@@ -245,13 +245,25 @@ class Upsample2D(nn.Module):
 
 
 class Block2D(nn.Module):
-    """Base of the blocks: residual blocks at one resolution, each followed by attention in the attention variants.
+    """Residual blocks at one resolution, each followed by attention in the attention variants.
 
     `times` holds the projected time embedding of every residual block of the network; `time_index` finds a block's own.
+
+    Args:
+        widths: (in_channels, out_channels) of each residual block.
+        resnet, attention: make a residual block, and an attention (None: no attention) of a width.
     """
 
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two
     _gradient_checkpointing_func = None
+
+    def __init__(self, widths: list[tuple[int, int]], resnet, attention):
+        super().__init__()
+        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
+        for in_channels, out_channels in widths:
+            self.resnets.append(resnet(in_channels, out_channels))
+            if attention:
+                self.attentions.append(attention(out_channels))
 
     def resnet(self, i: int, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         block = self.resnets[i]
@@ -263,21 +275,20 @@ class Block2D(nn.Module):
         hidden_states = self.resnet(i, hidden_states, times)
         return self.attentions[i](hidden_states) if self.attentions is not None else hidden_states
 
+    def resample(self, module: nn.Module, hidden_states: Tensor, times: tuple[Tensor, ...], **output_size) -> Tensor:
+        """Change the resolution by a convolution, or by a residual block, which reads the time too."""
+        time = (times[module.time_index],) if isinstance(module, ResnetBlock2D) else ()
+        return module(hidden_states, *time, **output_size)
+
 
 class DownBlock2D(Block2D):
-    """Down path at one resolution. Returns the downsampled state, and the states after each layer and the downsampling.
+    """Way down at one resolution. Returns the downsampled state, and the states after each layer and the downsampling.
 
     The way up reads those states as skip connections.
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_layers: int, resnet, attention):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
-        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
-        for i in range(num_layers):
-            self.resnets.append(resnet(widths[i], widths[i + 1]))
-            if attention:
-                self.attentions.append(attention(out_channels))
+        super().__init__([(in_channels, out_channels)] + [(out_channels,) * 2] * (num_layers - 1), resnet, attention)
         self.downsamplers = None  # UNet2DModel adds one, except at the lowest resolution
 
     def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -286,9 +297,7 @@ class DownBlock2D(Block2D):
             hidden_states = self.layer(i, hidden_states, times)
             skips.append(hidden_states)
         if self.downsamplers is not None:
-            downsampler = self.downsamplers[0]
-            time = (times[downsampler.time_index],) if isinstance(downsampler, ResnetBlock2D) else ()
-            hidden_states = downsampler(hidden_states, *time)
+            hidden_states = self.resample(self.downsamplers[0], hidden_states, times)
             skips.append(hidden_states)
         return hidden_states, skips
 
@@ -297,39 +306,33 @@ class UNetMidBlock2D(Block2D):
     """Bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
 
     def __init__(self, channels: int, resnet, attention):
-        super().__init__()
+        nn.Module.__init__(self)
         first = resnet(channels, channels)
-        self.attentions = nn.ModuleList([attention(channels)]) if attention else None
-        self.resnets = nn.ModuleList([first, resnet(channels, channels)])
+        self.attentions = nn.ModuleList([attention(channels)]) if attention else None  # before the residual blocks: as
+        self.resnets = nn.ModuleList([first, resnet(channels, channels)])  # in stock, for the order of parameters
 
     def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         return self.resnet(1, self.layer(0, hidden_states, times), times)
 
 
 class UpBlock2D(Block2D):
-    """Up path at one resolution: each residual block reads the state and a skip connection, the latest first.
+    """Way up at one resolution: each residual block reads the state and a skip connection, the latest first.
 
     The two are concatenated along the channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, skip_channels: int, num_layers: int, resnet, attention):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
+        states = [in_channels] + [out_channels] * (num_layers - 1)
         skips = [out_channels] * (num_layers - 1) + [skip_channels]  # the last skip comes from the level above
-        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
-        for i in range(num_layers):
-            self.resnets.append(resnet(widths[i] + skips[i], out_channels))
-            if attention:
-                self.attentions.append(attention(out_channels))
+        super().__init__([(state + skip, out_channels) for state, skip in zip(states, skips)], resnet, attention)
         self.upsamplers = None  # UNet2DModel adds one, except at the highest resolution
 
     def forward(self, hidden_states: Tensor, skips: list[Tensor], times: tuple[Tensor, ...]) -> Tensor:
         for i in range(len(self.resnets)):
             hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), times)
         if self.upsamplers is not None:
-            upsampler = self.upsamplers[0]
-            time = (times[upsampler.time_index],) if isinstance(upsampler, ResnetBlock2D) else ()
-            hidden_states = upsampler(hidden_states, *time, output_size=skips[-1].shape[-2:])
+            size = skips[-1].shape[-2:]
+            hidden_states = self.resample(self.upsamplers[0], hidden_states, times, output_size=size)
         return hidden_states
 
 
