@@ -14,14 +14,14 @@ It is faster than stock, with the same numbers up to rounding, through channels_
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.models.embeddings import GaussianFourierProjection
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
@@ -38,13 +38,6 @@ CHOICES = {  # what this file covers
 }
 
 
-@dataclass
-class UNet2DOutput(BaseOutput):
-    """`sample`: the prediction, `[B, out_channels, H, W]`; the scheduler's `prediction_type` says what it predicts."""
-
-    sample: Tensor
-
-
 class Timesteps(nn.Module):
     """Sinusoidal position embedding of t (Vaswani et al. 2017, section 3.5): `[B] -> [B, dim]`, always in float32."""
 
@@ -59,18 +52,6 @@ class Timesteps(nn.Module):
         angles = timesteps[:, None].float() * frequencies[None, :]
         pair = (angles.cos(), angles.sin()) if self.flip_sin_to_cos else (angles.sin(), angles.cos())
         return F.pad(torch.cat(pair, dim=-1), (0, self.dim % 2))  # an odd width gets one zero
-
-
-class GaussianFourierProjection(nn.Module):
-    """Random Fourier features of log t (Song et al. 2021), fixed and saved with the weights: `[B] -> [B, 2 * dim]`."""
-
-    def __init__(self, dim: int, scale: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(dim) * scale, requires_grad=False)
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        angles = torch.log(timesteps)[:, None] * self.weight[None, :] * 2 * math.pi
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
