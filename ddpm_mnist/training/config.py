@@ -92,12 +92,6 @@ class RunOptions:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
     )
-    process_timeout_minutes: float = opt(
-        5.0,
-        "How long a process waits for the others, also while the first decodes a new dataset.",
-        at_least=0.01,
-        at_most=1e6,
-    )
     init_from: str | None = opt(
         None, "Start from the weights of this pipeline (folder or Hub id) or checkpoint folder.", path=True
     )
