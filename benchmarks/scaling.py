@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm_mnist.data import Images, index_batches
+from ddpm_mnist.images.batches import Images, index_batches
 
 from .common import OURS, ROOT, Trainer, build, machine, table, take_turns
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 from conftest import ROOT, in_process, make_dataset
+from ddpm_mnist.data import load_data
 from PIL import Image
 
 import evaluate
 import generate
 import push_to_hub
-from ddpm_mnist.data import load_data
 from ddpm_mnist.training.config import parse_args
 
 

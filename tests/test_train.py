@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist import loss as loss_of_ddpm
-from ddpm_mnist.data import scale
+from ddpm_mnist.images.batches import scale
 from ddpm_mnist.loss import loss_weights, posterior_means, prediction_target, timestep_density
 from ddpm_mnist.randomness import draw_noise_and_timesteps
 from ddpm_mnist.training import hardware, setup

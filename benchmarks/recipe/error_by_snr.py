@@ -12,8 +12,9 @@ import argparse
 
 import torch
 
-from ddpm_mnist.data import ImageShape, load_data, scale
 from ddpm_mnist.evaluation.report import x0_errors
+from ddpm_mnist.images.batches import scale
+from ddpm_mnist.images.dataset import ImageShape, load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import DataOptions
 from ddpm_mnist.randomness import seeded_generator

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from ..data import Images
+from ..images.batches import Images
 from ..scheduler import DDPMScheduler
 from .config import TrainConfig
 from .setup import Run, prepare

@@ -18,9 +18,9 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 from torch import Tensor
 
-from ..data import Data
 from ..errors import ConfigError, first_line
 from ..hub.push import without_paths
+from ..images.dataset import Data
 from ..record import read_metrics, weights_sha256
 from .config import TrainConfig
 

@@ -19,10 +19,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import Data, Images, index_batches, load_data
 from ..errors import ConfigError, first_line, shorten
 from ..hub.checkpoints import CheckpointPusher
 from ..hub.push import check_repo_id, read_token
+from ..images.batches import Images, index_batches
+from ..images.dataset import Data, load_data
 from ..loss import posterior_means, timestep_density
 from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout, seeded_generator
 from ..scheduler import DDPMScheduler

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ..data import Images, scale
+from ..images.batches import Images, scale
 from ..loading import Model
 from ..loss import noise_weights, squared_error
 from ..options import SampleOptions
