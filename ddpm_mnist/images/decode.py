@@ -84,6 +84,6 @@ def decode_column(images: datasets.Dataset, num_proc: int, **how) -> datasets.Da
     )
     shapes = sorted(set(rows["shape"]))
     if not how["center_crop"] and (len(shapes) > 1 or len(set(shapes[0].split("x"))) > 1):
-        sizes = f"images of {len(shapes)} sizes, {shapes[0]} to {shapes[-1]}, and not squares of one"
-        raise ConfigError(f"--dataset_name: {sizes}; --center_crop takes the square in the middle of each")
+        problem = f"images of {shorten(shapes, 3)} are not squares of one size"
+        raise ConfigError(f"--dataset_name: {problem}; --center_crop takes the square in the middle of each")
     return rows
