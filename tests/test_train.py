@@ -108,13 +108,12 @@ def test_processes_and_accumulation_do_not_change_the_run(train, dataset_dir, tm
 
 
 def test_accelerate_launch(dataset_dir, tmp_path):
-    """--cpu --num_processes 2 starts one process, which trains, and says that it is one."""
+    """--cpu --num_processes 2 starts one process, which trains, in the precision that accelerate was told."""
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
     args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=2, mixed_precision="auto")
     done = python(*launch, "--mixed_precision", "bf16", "train_ddpm_mnist.py", *args)
     assert done.returncode == 0, done.stderr
     assert "mixed precision bf16" in done.stdout
-    assert "starts ONE process on a CPU" in done.stdout
     assert (tmp_path / "run/model_index.json").exists()
 
 
