@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_ddpm_mnist
-from ddpm_mnist.data import index_batches
+from ddpm_mnist.images.batches import index_batches
+from ddpm_mnist.images.dataset import EMBEDDED_DATASET
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.sampling import sample_images
-from ddpm_mnist.sources import EMBEDDED_DATASET
 from ddpm_mnist.training.checkpoint import damage
 from ddpm_mnist.training.config import parse_args
 

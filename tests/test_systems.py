@@ -9,8 +9,8 @@ from conftest import ROOT, python, smoke_args
 from torch.overrides import TorchFunctionMode
 
 from ddpm_mnist import DDPMScheduler
-from ddpm_mnist.data import Images
 from ddpm_mnist.evaluation.bound import variational_bound
+from ddpm_mnist.images.batches import Images
 from ddpm_mnist.options import DataOptions, options_of, read_options
 from ddpm_mnist.training import checkpoint
 from ddpm_mnist.training.config import TrainConfig, parse_args
