@@ -131,7 +131,7 @@ def visit(model: Path, folder: Path, width: int):
     browser and of requests to other servers."""
     from playwright.sync_api import sync_playwright
 
-    for path, content in space_files("alice/watch", "alice/digits", "mit").items():
+    for path, content in space_files("alice/digits", "mit").items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_bytes(content)
     env = os.environ | {"DDPM_MODEL": str(model), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
