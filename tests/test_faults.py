@@ -219,9 +219,7 @@ def test_processes_whose_weights_differ_are_stopped_at_the_save(dataset_dir, tmp
     """The second process damages its weights after three updates, as faulty memory might."""
     (tmp_path / "damaged.py").write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import train_ddpm_mnist\n"
-        "from ddpm_mnist.options import run_script\n"
         "from ddpm_mnist.training.run import Run\n"
         "plain = Run.end_update\n"
         "def end_update(self):\n"
@@ -229,11 +227,11 @@ def test_processes_whose_weights_differ_are_stopped_at_the_save(dataset_dir, tmp
         "    if self.step == 3 and self.accelerator.process_index == 1:\n"
         "        self.bare_unet.conv_in.weight.data[0] += 1\n"
         "Run.end_update = end_update\n"
-        "sys.exit(run_script(train_ddpm_mnist.main))\n",
+        "train_ddpm_mnist.main(sys.argv[1:])\n",
         encoding="utf-8",
     )
     args = smoke_args(dataset_dir, tmp_path / "out", train_batch_size=8, checkpointing_steps=2, validation_steps=0)
-    done = python(tmp_path / "damaged.py", *args, processes=2)
+    done = python(tmp_path / "damaged.py", *args, processes=2, PYTHONPATH=str(ROOT))
     assert done.returncode != 0
     assert "the processes hold different weights at step 4" in done.stderr
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]

@@ -11,15 +11,12 @@ from conftest import ROOT, metrics, smoke_args
 
 from ddpm_mnist.training.checkpoint import list_checkpoints
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")]
 HOSTS = {0: ("ddpm-a", "10.177.0.1"), 1: ("ddpm-b", "10.177.0.2")}
 
 
 def ip(*args: str) -> bool:
-    try:
-        return subprocess.run(["ip", *args], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
+    return subprocess.run(["ip", *args], capture_output=True).returncode == 0
 
 
 @pytest.fixture

@@ -6,21 +6,9 @@ from conftest import same
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_mnist import UNet2DModel
-from ddpm_mnist.training.config import TrainConfig
+from ddpm_mnist.training.build import build
+from ddpm_mnist.training.config import UNET, TrainConfig
 from ddpm_mnist.training.optimizer import Muon, build_optimizer, orthogonalize
-
-SMALL = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "num_class_embeds": 11,
-}
 
 
 def matrices(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
@@ -131,9 +119,10 @@ def test_its_state_is_read_back():
 
 
 def test_muon_gets_the_hidden_weights_and_adamw_the_rest():
-    unet = UNet2DModel(**SMALL)
+    config = TrainConfig(unet=UNET | {"num_class_embeds": 11})
+    unet = build(config, "unet")
     names = {id(p): name for name, p in unet.named_parameters()}
-    hidden, rest = ({names[id(p)] for p in g["params"]} for g in build_optimizer(unet, TrainConfig()).param_groups)
+    hidden, rest = ({names[id(p)] for p in g["params"]} for g in build_optimizer(unet, config).param_groups)
     assert hidden | rest == set(names.values()) and not hidden & rest
     outer = {"conv_in.weight", "conv_out.weight", "class_embedding.weight"}
     assert hidden == {n for n, p in unet.named_parameters() if p.dim() > 1} - outer

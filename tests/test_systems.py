@@ -14,7 +14,7 @@ from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.images.batches import Images
 from ddpm_mnist.options import options_of, read_options
 from ddpm_mnist.training import checkpoint
-from ddpm_mnist.training.config import TrainConfig, parse_args
+from ddpm_mnist.training.config import TrainConfig
 from evaluate import EvaluateConfig
 from generate import GenerateConfig
 from push_to_hub import PushConfig
@@ -88,13 +88,6 @@ def test_a_tilde_is_the_home_folder(cls, paths, tmp_path):
     for name in paths:
         options = [read_options(cls, [f"--{name}=~/here"], ""), read_options(cls, [], "", values={name: "~/here"})]
         assert [getattr(o, name) for o in options] == [os.path.expanduser("~/here")] * 2 != ["~/here"] * 2
-
-
-def test_a_tilde_before_the_file_of_options(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    (tmp_path / "a.yaml").write_text("seed: 7\n", encoding="utf-8")
-    assert parse_args(["--config=~/a.yaml"]).seed == 7
 
 
 class WithoutFloat64(TorchFunctionMode):
