@@ -72,11 +72,11 @@ class Run:
         self.references = References(config, data.train) if config.reference_images else None
 
         self.identity = {
-            "dataset": data.fingerprint,
             **config.identity(),
             "unet": config.unet | {"in_channels": data.channels, "out_channels": data.channels},
             "global batch": self.global_batch,
             "mixed precision": accelerator.mixed_precision,
+            "dataset": data.fingerprint,  # last: it differs with the options above too, which say more
         }
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
