@@ -93,7 +93,10 @@ CASES = [  # (arguments, parts of the line)
     (["--image_column=picture"], ["--image_column picture", "image"]),
     (["--label_column=digit"], ["--label_column digit", "label"]),
     (["--unet.num_class_embeds=4"], ["--label_column label", "not a class number below 4 (unet.num_class_embeds)"]),
-    (["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"], ["--label_column label", "not a class number below 9 (unet.num_class_embeds)"]),
+    (
+        ["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"],
+        ["--label_column label", "not a class number below 9 (unet.num_class_embeds)"],
+    ),
     # the Hub and checkpoints
     (["--push_to_hub"], ["--hub_model_id: missing"]),
     (["--push_to_hub", "--hub_model_id=a/b/c"], ["--hub_model_id a/b/c", "USER/NAME"]),
