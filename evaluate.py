@@ -20,7 +20,6 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_mnist.data import Data, ImageShape, load_data
 from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.evaluation.bound import cannot_bound, variational_bound
 from ddpm_mnist.evaluation.classifier import get_classifier, labelled
@@ -34,13 +33,13 @@ from ddpm_mnist.evaluation.report import (
     neighbours_picture,
     tell_apart,
 )
+from ddpm_mnist.images.dataset import EMBEDDED_DATASET, Data, ImageShape, load_data
 from ddpm_mnist.loading import Model, is_checkpoint, load_model
 from ddpm_mnist.offline import hub_or_cache
 from ddpm_mnist.options import DataOptions, SampleOptions, opt, options_of, peek, read_options, read_yaml, run_script
 from ddpm_mnist.randomness import seeded_generator
 from ddpm_mnist.record import is_digits, read_json, weights_sha256
 from ddpm_mnist.sampling import labels_for, to_uint8
-from ddpm_mnist.sources import EMBEDDED_DATASET
 
 OUTPUTS = ("evaluation.json", "evaluation.md", "evaluation_neighbours.png", "evaluation_bound.png")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import diffusers
 import torch
+import torch.nn.functional as F
 
 import ddpm_mnist
-from ddpm_mnist.loss import squared_error
 
 ROOT = Path(__file__).parent.parent
 STOCK, OURS = diffusers.UNet2DModel, ddpm_mnist.UNet2DModel
@@ -26,7 +26,7 @@ def machine() -> str:
 
 
 def cpuinfo() -> list[str]:
-    """The lines of /proc/cpuinfo; empty where there is no such file."""
+    """The lines of /proc/cpuinfo; empty on systems that lack it."""
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
@@ -61,7 +61,8 @@ class Trainer:
         self.timesteps = torch.randint(0, 1000, (batch_size,), device=DEVICE)
 
     def step(self) -> None:
-        squared_error(self.predict, self.scheduler, self.images, self.noise, self.timesteps).mean().backward()
+        noisy_images = self.scheduler.add_noise(self.images, self.noise, self.timesteps)
+        F.mse_loss(self.predict(noisy_images, self.timesteps).sample.float(), self.noise).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

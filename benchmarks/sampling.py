@@ -1,7 +1,7 @@
 """Sampling speed beside stock diffusers: `python -m benchmarks.sampling --model ddpm-mnist`
 
-Compares stock's U-Net in its DDIMPipeline with ours in `sample_images`, in float32 and bf16: the same weights, 50 DDIM
-steps each. Also reports how much bf16 changes the pixels, and times the whole command, `python generate.py`.
+Compares stock's U-Net in its DDIMPipeline with ours, in float32 and bf16: the same weights, 50 DDIM steps each. Also
+reports how much bf16 changes the pixels, and times the whole command, `python generate.py`.
 """
 
 import argparse
@@ -13,26 +13,28 @@ from pathlib import Path
 
 import diffusers
 
-from ddpm_mnist.sampling import sample_images
+import ddpm_mnist
+from ddpm_mnist.loading import Model, load_model
+from ddpm_mnist.options import SampleOptions
 
 from .common import DEVICE, OURS, ROOT, STOCK, build, machine, table, take_turns
 
 
 def rows(model: str | None, num_images: int, steps: int, repeats: int):
-    def unet(cls):
-        made = cls.from_pretrained(model, subfolder="unet") if model else build(cls, (16, 48, 96), None)
-        return made.to(DEVICE).eval()
-
-    stock, ours = unet(STOCK), unet(OURS)
-    scheduler = diffusers.DDIMScheduler()
-    pipeline = diffusers.DDIMPipeline(stock, scheduler).to(DEVICE)
+    if model:
+        ours, stock = load_model(model), STOCK.from_pretrained(model, subfolder="unet")
+    else:
+        unet, stock = (build(cls, (16, 48, 96), None).eval() for cls in (OURS, STOCK))
+        ours = Model(unet, ddpm_mnist.DDPMScheduler(), None)
+    pipeline = diffusers.DDIMPipeline(stock, diffusers.DDIMScheduler.from_config(ours.scheduler.config)).to(DEVICE)
     pipeline.set_progress_bar_config(disable=True)
     pictures = {}
 
     def sample(name: str, mixed_precision: str) -> None:
-        pictures[name] = sample_images(
-            ours, scheduler, range(num_images), steps, batch_size=num_images, mixed_precision=mixed_precision
+        options = SampleOptions(
+            scheduler="ddim", num_inference_steps=steps, batch_size=num_images, mixed_precision=mixed_precision
         )
+        pictures[name] = ours.draw_images(range(num_images), options)
 
     seconds = take_turns(
         {
@@ -49,6 +51,16 @@ def rows(model: str | None, num_images: int, steps: int, repeats: int):
         yield name, f"{taken:.2f}", f"{num_images / taken:.1f}", f"{seconds['stock DDIMPipeline'] / taken:.2f}", changed
 
 
+def time_generate(model: str, num_images: int, steps: int) -> float:
+    """Seconds of the whole command, with start-up and writing the files."""
+    command = [sys.executable, "generate.py", f"--model={Path(model).resolve()}", f"--num_images={num_images}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command += [f"--num_inference_steps={steps}", "--scheduler=ddim", f"--output={folder}/grid.png"]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        return time.perf_counter() - started
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a pipeline; default: the default U-Net, untrained")
@@ -60,13 +72,7 @@ def main() -> None:
     header = ("code", "seconds", "images/s", "/ stock", "difference of a pixel")
     table(header, rows(args.model, args.num_images, args.steps, args.repeats))
     if args.model:
-        command = [sys.executable, "generate.py", "--model", str(Path(args.model).resolve())]
-        command += ["--num_images", str(args.num_images), "--num_inference_steps", str(args.steps)]
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            options = ["--scheduler", "ddim", "--output", f"{folder}/grid.png"]
-            subprocess.run(command + options, check=True, capture_output=True, cwd=ROOT)
-        print(f"`python generate.py`, with start-up and writing the files: {time.perf_counter() - started:.1f} s.")
+        print(f"`python generate.py`: {time_generate(args.model, args.num_images, args.steps):.1f} s.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ddpm_mnist.data import Images, index_batches
+from ddpm_mnist.images.batches import Images, index_batches
+from ddpm_mnist.record import METRICS_FILE, read_metrics
 
 from .common import OURS, ROOT, Trainer, build, machine, table, take_turns
 
@@ -33,9 +33,7 @@ def images_per_second(processes: int, batch_size: int, dataset: list[str], steps
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         command = [sys.executable, "-m", *launcher, "train_ddpm_mnist.py", *dataset, *options]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-        lines = [
-            json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        lines = read_metrics(Path(folder, "run", METRICS_FILE))
     return statistics.median(line["images_per_second"] for line in lines[1:] if "images_per_second" in line)
 
 

@@ -4,7 +4,6 @@ Run it twice: the first run fills the caches (decoded images, Python's compiled 
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -12,6 +11,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from ddpm_mnist.record import METRICS_FILE, read_metrics
 
 from .common import ROOT, machine, table
 
@@ -29,13 +30,13 @@ def first_update(launcher: list[str], dataset: list[str]) -> float:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        log = Path(folder, "run/metrics.jsonl")
-        while process.poll() is None and not (log.exists() and log.read_text(encoding="utf-8").endswith("}\n")):
+        log = Path(folder, "run", METRICS_FILE)
+        while process.poll() is None and not read_metrics(log):
             time.sleep(0.01)
         seconds = time.perf_counter() - started
         if process.wait():
             raise SystemExit(f"training failed with exit code {process.returncode}; run it by hand to see why")
-        assert json.loads(log.read_text(encoding="utf-8").splitlines()[0])["step"] == 1
+        assert read_metrics(log)[0]["step"] == 1
     return seconds
 
 
@@ -43,8 +44,8 @@ def import_seconds() -> dict[str, float]:
     """Seconds that each library's import takes within the script's, including what the library itself imports."""
     command = [sys.executable, "-X", "importtime", "-c", "import train_ddpm_mnist"]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
-    found = re.findall(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", lines, re.MULTILINE)
-    return {name: int(microseconds) / 1e6 for microseconds, name in found if name in LIBRARIES}
+    imports = re.findall(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", lines, re.MULTILINE)
+    return {name: int(microseconds) / 1e6 for microseconds, name in imports if name in LIBRARIES}
 
 
 def main() -> None:

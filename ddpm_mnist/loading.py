@@ -1,7 +1,7 @@
 """A trained model: reading it from a folder or the Hub, and drawing from it."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +87,21 @@ def is_checkpoint(name: str | Path) -> bool:
     return (Path(name) / "state.pt").is_file() and (Path(name) / "unet").is_dir()
 
 
-def source_of(name: str, option: str) -> AbstractContextManager:
-    """The context to load a model in: the Hub, or its cache if it cannot be reached; no effect for a local folder."""
-    if Path(name).exists():
-        return nullcontext()
-    return hub_or_cache(
-        name, "model", f"{option} {name}: neither a folder nor on the Hub; check it, or `hf auth login`"
-    )
+@contextmanager
+def loading(name: str, option: str) -> Iterator[None]:
+    """The context to load a model in: the Hub, or its cache if it cannot be reached; or a local folder.
+
+    Raises:
+        ConfigError: anything fails in it.
+    """
+    missing = f"{option} {name}: neither a folder nor on the Hub; check it, or `hf auth login`"
+    try:
+        with nullcontext() if Path(name).exists() else hub_or_cache(name, "model", missing):
+            yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
+        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
 
 
 def load_unet(name: str, option: str = "--model") -> UNet2DModel:
@@ -110,13 +118,8 @@ def load_unet(name: str, option: str = "--model") -> UNet2DModel:
             f"{option} {name}: holds no model_index.json; name the output_dir of a finished training run, or a "
             "checkpoint folder in it"
         )
-    try:
-        with source_of(name, option):
-            return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
-    except ConfigError:
-        raise
-    except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
-        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+    with loading(name, option):
+        return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
 
 
 def load_model(name: str, option: str = "--model") -> Model:
@@ -126,15 +129,10 @@ def load_model(name: str, option: str = "--model") -> Model:
         ConfigError: it cannot be read.
     """
     unet = load_unet(name, option).to(default_device()).eval()
-    try:
+    with loading(name, option):
         if is_checkpoint(name):
             run = torch.load(Path(name) / "state.pt", map_location="cpu", weights_only=True)["run"]
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
             return Model(unet, DDPMScheduler(**run["scheduler"]), null)
-        with source_of(name, option):
-            scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-            return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+        return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))

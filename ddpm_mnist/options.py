@@ -35,7 +35,6 @@ def opt(
     positive: bool = False,
     fraction: bool = False,
     path: bool = False,
-    fixed_on_resume: bool = False,
     saved: bool = True,
 ) -> Any:
     """A field of an options dataclass.
@@ -45,32 +44,31 @@ def opt(
         at_least, at_most: the smallest and largest value allowed.
         positive: finite and above 0; `fraction`: in [0, 1).
         path: a leading `~` is expanded.
-        fixed_on_resume: a checkpoint can only be resumed with the same value.
         saved: False for options of one launch only, which `train_config.yaml` does not keep.
     """
     rules = {"at_least": at_least, "at_most": at_most, "positive": positive, "fraction": fraction, "path": path}
-    return field(default=default, metadata={"help": help, "fixed_on_resume": fixed_on_resume, "saved": saved, **rules})
+    return field(default=default, metadata={"help": help, "saved": saved, **rules})
 
 
 def check_rules(options: Any) -> None:
     """Raise a ConfigError that names the first option whose value breaks the rules of its field."""
+    types = get_type_hints(type(options))
     for option in options_of(type(options)):
         rules, value = option.metadata, getattr(options, option.name)
+        choices = get_args(types[option.name]) if get_origin(types[option.name]) is Literal else (value,)
         if value == "" != option.default:
             raise ConfigError(f"--{option.name}: is empty (a variable that is not set?); give a value, or omit it")
         if value is None:
             continue
-        problem = None
-        if rules["at_least"] is not None and not value >= rules["at_least"]:
-            problem = f"must be at least {rules['at_least']}"
-        if rules["at_most"] is not None and not value <= rules["at_most"]:
-            problem = f"must be at most {rules['at_most']}"
-        if rules["positive"] and not 0 < value < float("inf"):
-            problem = "must be a positive number"
-        if rules["fraction"] and not 0 <= value < 1:
-            problem = "must lie in [0, 1)"
-        if problem:
-            raise ConfigError(f"--{option.name} {value}: {problem}")
+        for broken, problem in (
+            (value not in choices, f"choose from {', '.join(map(str, choices))}"),
+            (rules["at_least"] is not None and not value >= rules["at_least"], f"must be at least {rules['at_least']}"),
+            (rules["at_most"] is not None and not value <= rules["at_most"], f"must be at most {rules['at_most']}"),
+            (rules["positive"] and not 0 < value < float("inf"), "must be a positive number"),
+            (rules["fraction"] and not 0 <= value < 1, "must lie in [0, 1)"),
+        ):
+            if broken:
+                raise ConfigError(f"--{option.name} {value}: {problem}")
 
 
 def options_of(cls: type) -> list[Field]:
@@ -88,7 +86,12 @@ def group_of(cls: type, option: Field) -> str:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except None, whose meaning the help text gives, and those of `--no_...` switches."""
+    """Shows each option once, by its name with underscores, and defaults except None, which the help text explains."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return action.option_strings[-1 if action.dest == "help" else 0] + (
+            f" {{{','.join(action.choices)}}}" if action.choices else ""
+        )
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default is None or action.const is False else super()._get_help_string(action)
@@ -177,40 +180,23 @@ def no_such_option(cls: type, argument: str) -> ConfigError:
 
 
 def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` of a YAML file as defaults for the parser. `null` means the default, unless the type allows None."""
+    """`values` of a YAML file as defaults for the parser, as text, which it reads like the command line's.
+
+    `null` means the default, unless the type allows None.
+    """
     types, known = get_type_hints(cls), {option.name for option in options_of(cls)}
     defaults = {}
     for key, value in values.items():
         if key not in known:
             names = [option.name for option in fields(cls)]  # its sections too
             raise ConfigError(f"--config {file}: unknown key {str(key)[:40]!r}; {nearest(str(key), names)}")
-        if value is None and NoneType not in get_args(types[key]):
-            continue
-        defaults[key] = typed(f"--config {file}: --{key}", value, types[key])
+        if isinstance(value, bool) and get_origin(types[key]) is Literal:
+            value = "yes" if value else "no"  # YAML reads an unquoted no as False
+        if value is not None:
+            defaults[key] = str(value)
+        elif NoneType in get_args(types[key]):
+            defaults[key] = None
     return defaults
-
-
-def typed(what: str, value: Any, type_hint: Any) -> Any:
-    """A value from YAML in the type of its option. Strings are left to the parser, which reads "1e-4" as a number."""
-    choices = get_args(type_hint) if get_origin(type_hint) is Literal else ()
-    if choices and isinstance(value, bool):
-        value = "yes" if value else "no"  # YAML reads an unquoted no as False
-    if choices and value not in choices:
-        raise ConfigError(f"{what} {value!r}: choose from {', '.join(choices)}")
-    if value is None or isinstance(value, str):
-        return value
-    accepted = get_args(type_hint) or (type_hint,)
-    if bool in accepted and isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
-        if float in accepted:
-            return float(value)
-        if int in accepted and float(value).is_integer():
-            return int(value)
-        if str in accepted:
-            return str(value)
-    names = " or ".join("nothing" if t is NoneType else t.__name__ for t in accepted)
-    raise ConfigError(f"{what} {value!r}: must be {names}")
 
 
 def read_yaml(option: str, path: Path) -> dict:

@@ -57,6 +57,14 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def flat(settings: dict) -> dict:
+    """The settings without sections: {"unet": {"dropout": 0.1}} -> {"unet.dropout": 0.1}."""
+    pairs = {}
+    for name, value in settings.items():
+        pairs |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return pairs
+
+
 def without_paths(settings: dict, local: bool) -> dict:
     """The settings with file names for paths, which may hold the user's name; `local`: the dataset is a path."""
     settings = {**settings, "cache_dir": None}

@@ -13,30 +13,25 @@ Reverse: `step` draws x_{t-1} ~ N(mu_t, sigma_t^2 I), given x_t and the network'
 same random generator, the same numbers.
 """
 
-import math
-from dataclasses import dataclass
-
+import diffusers
 import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, betas_for_alpha_bar, rescale_zero_terminal_snr
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
-VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
-
-
-@dataclass
-class DDPMSchedulerOutput(BaseOutput):
-    """Result of a reverse step: `prev_sample` is x_{t-1}, `pred_original_sample` the predicted x_0; shaped like x_t."""
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
+CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    "variance_type": (
+        *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        *("learned", "learned_range"),
+    ),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+}
 
 
 def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
@@ -47,25 +42,7 @@ def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_
         return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
     if schedule == "sigmoid":  # GeoDiff
         return torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
-
-    # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17, defines alphas_cumprod; the betas follow from it, at most 0.999
-    def alpha_bar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    T = num_train_timesteps
-    return torch.tensor(
-        [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)], dtype=torch.float32
-    )
-
-
-def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Rescale betas `[T]` so that alphas_cumprod is 0 at t = T-1: x_T is pure noise (Lin et al. 2024, algorithm 1)."""
-    root = torch.cumprod(1 - betas, dim=0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    root = (root - last) * (first / (first - last))
-    alphas_cumprod = root**2
-    alphas = torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
-    return 1 - alphas
+    return betas_for_alpha_bar(num_train_timesteps)  # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17
 
 
 class DDPMScheduler(SchedulerMixin, ConfigMixin):
@@ -109,14 +86,9 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
-        for name, value, known in (
-            ("beta_schedule", beta_schedule, BETA_SCHEDULES),
-            ("variance_type", variance_type, VARIANCE_TYPES),
-            ("prediction_type", prediction_type, PREDICTION_TYPES),
-            ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not covered; choose from {', '.join(map(repr, known))}")
+        for name, allowed in CHOICES.items():
+            if self.config[name] not in allowed:
+                raise ValueError(f"{name}={self.config[name]!r} is not covered; choose from {', '.join(allowed)}")
 
         if trained_betas is not None:
             self.betas = torch.tensor(trained_betas, dtype=torch.float32)
@@ -249,14 +221,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             return fraction * torch.log(beta) + (1 - fraction) * torch.log(variance)
         return variance
 
-    def _threshold_sample(self, sample: Tensor) -> Tensor:
-        """Clamp each image to a quantile of its own |x_0|, then divide by it (Saharia et al. 2022, section 2.3)."""
-        flat = sample.flatten(1)
-        if flat.dtype not in (torch.float32, torch.float64):
-            flat = flat.float()  # on a CPU, quantile and clamp do not support half precision
-        s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1)
-        s = s.clamp(min=1, max=self.config.sample_max_value)[:, None]
-        return (torch.clamp(flat, -s, s) / s).reshape(sample.shape).to(sample.dtype)
+    _threshold_sample = diffusers.DDPMScheduler._threshold_sample  # Saharia et al. 2022, section 2.3
 
     def predict_original_sample(self, model_output: Tensor, alpha_prod: Tensor, sample: Tensor) -> Tensor:
         """The predicted x_0, `[B, C, H, W]`: eq. 15 for epsilon, then clipped to the range of images.

@@ -14,24 +14,28 @@ It is faster than stock, with the same numbers up to rounding, through channels_
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.models.embeddings import GaussianFourierProjection
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 ACTIVATIONS = {"silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
-
-
-@dataclass
-class UNet2DOutput(BaseOutput):
-    """`sample`: the prediction, `[B, out_channels, H, W]`; the scheduler's `prediction_type` says what it predicts."""
-
-    sample: Tensor
+CHOICES = {  # what this file covers
+    "time_embedding_type": ("positional", "fourier"),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None,),
+    "act_fn": tuple(ACTIVATIONS),
+}
 
 
 class Timesteps(nn.Module):
@@ -48,18 +52,6 @@ class Timesteps(nn.Module):
         angles = timesteps[:, None].float() * frequencies[None, :]
         pair = (angles.cos(), angles.sin()) if self.flip_sin_to_cos else (angles.sin(), angles.cos())
         return F.pad(torch.cat(pair, dim=-1), (0, self.dim % 2))  # an odd width gets one zero
-
-
-class GaussianFourierProjection(nn.Module):
-    """Random Fourier features of log t (Song et al. 2021), fixed and saved with the weights: `[B] -> [B, 2 * dim]`."""
-
-    def __init__(self, dim: int, scale: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(dim) * scale, requires_grad=False)
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        angles = torch.log(timesteps)[:, None] * self.weight[None, :] * 2 * math.pi
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
@@ -234,13 +226,25 @@ class Upsample2D(nn.Module):
 
 
 class Block2D(nn.Module):
-    """Base of the blocks: residual blocks at one resolution, each followed by attention in the attention variants.
+    """Residual blocks at one resolution, each followed by attention in the attention variants.
 
     `times` holds the projected time embedding of every residual block of the network; `time_index` finds a block's own.
+
+    Args:
+        widths: (in_channels, out_channels) of each residual block.
+        resnet, attention: make a residual block, and an attention (None: no attention) of a width.
     """
 
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two
     _gradient_checkpointing_func = None
+
+    def __init__(self, widths: list[tuple[int, int]], resnet, attention):
+        super().__init__()
+        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
+        for in_channels, out_channels in widths:
+            self.resnets.append(resnet(in_channels, out_channels))
+            if attention:
+                self.attentions.append(attention(out_channels))
 
     def resnet(self, i: int, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         block = self.resnets[i]
@@ -252,21 +256,20 @@ class Block2D(nn.Module):
         hidden_states = self.resnet(i, hidden_states, times)
         return self.attentions[i](hidden_states) if self.attentions is not None else hidden_states
 
+    def resample(self, module: nn.Module, hidden_states: Tensor, times: tuple[Tensor, ...], **output_size) -> Tensor:
+        """Change the resolution by a convolution, or by a residual block, which reads the time too."""
+        time = (times[module.time_index],) if isinstance(module, ResnetBlock2D) else ()
+        return module(hidden_states, *time, **output_size)
+
 
 class DownBlock2D(Block2D):
-    """Down path at one resolution. Returns the downsampled state, and the states after each layer and the downsampling.
+    """Way down at one resolution. Returns the downsampled state, and the states after each layer and the downsampling.
 
     The way up reads those states as skip connections.
     """
 
     def __init__(self, in_channels: int, out_channels: int, num_layers: int, resnet, attention):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
-        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
-        for i in range(num_layers):
-            self.resnets.append(resnet(widths[i], widths[i + 1]))
-            if attention:
-                self.attentions.append(attention(out_channels))
+        super().__init__([(in_channels, out_channels)] + [(out_channels,) * 2] * (num_layers - 1), resnet, attention)
         self.downsamplers = None  # UNet2DModel adds one, except at the lowest resolution
 
     def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -275,9 +278,7 @@ class DownBlock2D(Block2D):
             hidden_states = self.layer(i, hidden_states, times)
             skips.append(hidden_states)
         if self.downsamplers is not None:
-            downsampler = self.downsamplers[0]
-            time = (times[downsampler.time_index],) if isinstance(downsampler, ResnetBlock2D) else ()
-            hidden_states = downsampler(hidden_states, *time)
+            hidden_states = self.resample(self.downsamplers[0], hidden_states, times)
             skips.append(hidden_states)
         return hidden_states, skips
 
@@ -286,39 +287,33 @@ class UNetMidBlock2D(Block2D):
     """Bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
 
     def __init__(self, channels: int, resnet, attention):
-        super().__init__()
+        nn.Module.__init__(self)
         first = resnet(channels, channels)
-        self.attentions = nn.ModuleList([attention(channels)]) if attention else None
-        self.resnets = nn.ModuleList([first, resnet(channels, channels)])
+        self.attentions = nn.ModuleList([attention(channels)]) if attention else None  # before the residual blocks: as
+        self.resnets = nn.ModuleList([first, resnet(channels, channels)])  # in stock, for the order of parameters
 
     def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         return self.resnet(1, self.layer(0, hidden_states, times), times)
 
 
 class UpBlock2D(Block2D):
-    """Up path at one resolution: each residual block reads the state and a skip connection, the latest first.
+    """Way up at one resolution: each residual block reads the state and a skip connection, the latest first.
 
     The two are concatenated along the channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, skip_channels: int, num_layers: int, resnet, attention):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_layers
+        states = [in_channels] + [out_channels] * (num_layers - 1)
         skips = [out_channels] * (num_layers - 1) + [skip_channels]  # the last skip comes from the level above
-        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList() if attention else None
-        for i in range(num_layers):
-            self.resnets.append(resnet(widths[i] + skips[i], out_channels))
-            if attention:
-                self.attentions.append(attention(out_channels))
+        super().__init__([(state + skip, out_channels) for state, skip in zip(states, skips)], resnet, attention)
         self.upsamplers = None  # UNet2DModel adds one, except at the highest resolution
 
     def forward(self, hidden_states: Tensor, skips: list[Tensor], times: tuple[Tensor, ...]) -> Tensor:
         for i in range(len(self.resnets)):
             hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), times)
         if self.upsamplers is not None:
-            upsampler = self.upsamplers[0]
-            time = (times[upsampler.time_index],) if isinstance(upsampler, ResnetBlock2D) else ()
-            hidden_states = upsampler(hidden_states, *time, output_size=skips[-1].shape[-2:])
+            size = skips[-1].shape[-2:]
+            hidden_states = self.resample(self.upsamplers[0], hidden_states, times, output_size=size)
         return hidden_states
 
 
@@ -374,7 +369,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         num_train_timesteps: int | None = None,
     ):
         super().__init__()
-        check_options(**{k: v for k, v in self.config.items() if not k.startswith("_")})
+        check_options(self.config)
         self.sample_size = sample_size
         self.to_json_string()  # adds class and version to the config; when saving adds them, torch.compile recompiles
         width = block_out_channels[0]
@@ -522,39 +517,19 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         return together.split([len(block.time_emb_proj.bias) for block in blocks], dim=1)
 
 
-def check_options(**config) -> None:
+def check_options(config: dict) -> None:
     """Check a U-Net config. Raises a ValueError that names the first option that is not covered or does not fit."""
-
-    def one_of(name: str, allowed: tuple) -> None:
-        if config[name] not in allowed:
-            raise ValueError(f"{name}={config[name]!r} is not covered; choose from {', '.join(map(repr, allowed))}")
-
-    one_of("time_embedding_type", ("positional", "fourier"))
-    one_of("mid_block_type", ("UNetMidBlock2D", None))
-    one_of("downsample_type", ("conv", "resnet"))
-    one_of("upsample_type", ("conv", "resnet"))
-    one_of("resnet_time_scale_shift", ("default", "scale_shift"))
-    one_of("class_embed_type", (None,))
-    if str(config["act_fn"]).lower() not in ACTIVATIONS:
-        one_of("act_fn", tuple(ACTIVATIONS))
-
-    channels = config["block_out_channels"]
-    for name, allowed in (
-        ("down_block_types", ("DownBlock2D", "AttnDownBlock2D")),
-        ("up_block_types", ("UpBlock2D", "AttnUpBlock2D")),
-    ):
-        for block_type in config[name]:
-            if block_type not in allowed:
-                raise ValueError(f"{name} has {block_type!r}, which is not covered; choose from {', '.join(allowed)}")
-        if len(config[name]) != len(channels):
-            raise ValueError(
-                f"{name} has {len(config[name])} entries, block_out_channels {len(channels)}: make them equal"
-            )
+    channels, groups, head_dim = (config[k] for k in ("block_out_channels", "norm_num_groups", "attention_head_dim"))
+    for name, allowed in CHOICES.items():
+        values = config[name] if name.endswith("_block_types") else [config[name]]
+        for value in values:
+            if value not in allowed and str(value).lower() not in allowed:
+                raise ValueError(f"{name}={value!r} is not covered; choose from {', '.join(map(str, allowed))}")
+        if name.endswith("_block_types") and len(values) != len(channels):
+            raise ValueError(f"{name} has {len(values)} entries, block_out_channels {len(channels)}: make them equal")
     for name in ("in_channels", "out_channels", "layers_per_block"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]!r} must be at least 1")
-
-    groups = config["norm_num_groups"]
     if not groups or any(width % groups for width in channels):
         raise ValueError(f"norm_num_groups={groups!r} must divide every one of block_out_channels={list(channels)}")
     attn_groups = config["attn_norm_num_groups"]
@@ -562,9 +537,8 @@ def check_options(**config) -> None:
         raise ValueError(
             f"attn_norm_num_groups={attn_groups!r} must divide the last of block_out_channels={channels[-1]}"
         )
-    head_dim = config["attention_head_dim"]
-    attended = [c for c, kind in zip(channels, config["down_block_types"]) if kind.startswith("Attn")]
-    attended += [c for c, kind in zip(channels[::-1], config["up_block_types"]) if kind.startswith("Attn")]
+    levels = [*zip(channels, config["down_block_types"]), *zip(channels[::-1], config["up_block_types"])]
+    attended = [width for width, block_type in levels if block_type.startswith("Attn")]
     if config["mid_block_type"] and config["add_attention"]:
         attended.append(channels[-1])
     if head_dim is not None and attended and not 1 <= head_dim <= min(attended):

@@ -3,16 +3,16 @@
     pip install -r demo/requirements.txt
     python demo/app.py --model ddpm-mnist
 
-The model is a folder or an id on the Hub, conditional or not. `drawing.py` draws; what moves in the browser is in three
-scripts: `film.js` shows the steps, `pad.js` is written on, `schedule.js` adds noise to an image. With `pipeline.py` and
-`randomness.py` of `ddpm_mnist/` beside it, this folder is a Space: `push_to_hub.py --space_id USER/NAME` makes it one.
+The model is a folder or an id on the Hub, conditional or not. `drawing.py` draws, by the sampler of `ddpm_mnist/`; what
+moves in the browser is in three scripts: `film.js` shows the steps, `pad.js` is written on, `schedule.js` adds noise to
+an image. `push_to_hub.py --space_id USER/NAME` makes a Space of this folder and what it imports of `ddpm_mnist/`.
 """
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -69,14 +69,11 @@ def part(template: str, script: str, **options) -> gr.HTML:
     return gr.HTML(html_template=template, js_on_load=code, apply_default_css=False, **options)
 
 
-def shown(results: Iterator) -> Iterator:
-    """The results; what cannot be done is a message on the page, and a traceback goes to the log only.
-
-    Raises:
-        gr.Error: in place of anything else.
-    """
+@contextmanager
+def errors_on_the_page():
+    """What cannot be done becomes a message on the page, a gr.Error; a traceback goes to the log only."""
     try:
-        yield from results
+        yield
     except Refusal as refusal:
         raise gr.Error(str(refusal), duration=10, print_exception=False) from None
     except Exception:
@@ -97,15 +94,9 @@ def make_page(model: Model) -> gr.Blocks:
     which = f"[{model.name}]({model.card}) (its model card)" if model.card else f"{model.name}, a local folder"
     with gr.Blocks(title=f"{title}: {model.name}") as page:
         gr.Markdown(f"# {title}\nA diffusion model starts from noise and removes it in small steps. Model: {which}.")
-        with gr.Tab("Draw a digit" if model.noun == "digit" else "Draw an image"), gr.Row():
+        with gr.Tab("Draw"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                digit = choose(
-                    [IN_TURN, *labels],
-                    value=IN_TURN,
-                    label=model.noun.capitalize(),
-                    visible=conditional,
-                    elem_id="digit",
-                )
+                drawn_label = choose([IN_TURN, *labels], value=IN_TURN, label="Label", visible=conditional)
                 count = gr.Slider(1, MAX_IMAGES, defaults.count, step=1, label="How many", elem_id="count")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed")
                 with gr.Row():
@@ -131,39 +122,38 @@ def make_page(model: Model) -> gr.Blocks:
                 write = gr.Button("Noise and denoise", variant="primary", elem_id="rewrite")
                 until = gr.Slider(0, model.timesteps - 1, model.timesteps * 2 // 5, step=1, label="Noise it to t")
                 names = [*([NO_LABEL] if guided or not labels else []), *labels]
-                told = "What the model is told; with a label it turns the drawing into that digit."
-                label = choose(names, value=names[0], label="Label", info=told, visible=conditional)
+                info = "What the model is told; with a label it turns the drawing into that digit."
+                label = choose(names, value=names[0], label="Label", info=info, visible=conditional)
                 tries = gr.Slider(1, MAX_TRIES, 4, step=1, label="How many times", elem_id="tries")
             with gr.Column(scale=5, min_width=300):
                 rewritten = part(FILM.replace("WAITING", WAITING), "film.js", elem_id="rewritten")
         with gr.Tab("The schedule"):
-            alphas_cumprod = [round(float(a), 6) for a in model.schedule.alphas_cumprod]
+            alphas_cumprod = [round(float(a), 6) for a in model.scheduler.alphas_cumprod]
             part(SCHEDULE, "schedule.js", value={"alphas_cumprod": alphas_cumprod}, elem_id="schedule")
 
         # One drawing at a time, for all visitors together.
-        slow = {
-            "concurrency_limit": 1,
-            "concurrency_id": "unet",
-            "api_visibility": "private",
-            "show_progress": "minimal",
-        }
-        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        told = quick | {"queue": True, "concurrency_limit": None}  # only the queue brings messages to the page
-        settings = [digit, count, guidance, sampler, steps, seed]
+        private = {"api_visibility": "private"}
+        slow = {"concurrency_limit": 1, "concurrency_id": "unet", "show_progress": "minimal", **private}
+        quick = {"queue": False, "show_progress": "hidden", **private}
+        queued = quick | {"queue": True, "concurrency_limit": None}  # only the queue brings messages to the page
+        settings = [drawn_label, count, guidance, sampler, steps, seed]
 
         def on_draw(*values):
-            yield from shown(draw(model, Settings(*values)))
+            with errors_on_the_page():
+                yield from draw(model, Settings(*values))
 
         def on_rewrite(*values):
-            yield from shown(rewrite(model, *values))
+            with errors_on_the_page():
+                yield from rewrite(model, *values)
 
         def linked(request: gr.Request) -> dict[str, str]:
             """The settings in the page's address."""
             return {name: request.query_params[name] for name in Settings._fields if name in request.query_params}
 
         def on_open(request: gr.Request):
-            given = linked(request)  # without any, the controls are left alone: the visitor may be quicker
-            return next(shown(check(model, defaults._replace(**given)) if given else gr.skip() for _ in range(1)))
+            given = linked(request)  # without any, the controls stay as they are: the visitor may be quicker
+            with errors_on_the_page():
+                return check(model, defaults._replace(**given)) if given else gr.skip()
 
         def on_opened(request: gr.Request, *values):
             yield from on_draw(*values) if linked(request) else [gr.skip()]
@@ -173,7 +163,7 @@ def make_page(model: Model) -> gr.Blocks:
             another.click(lambda seed: (int(seed or 0) + 1) % MAX_SEED, seed, seed, **quick).success(
                 on_draw, settings, drawn, **slow
             ),
-            page.load(on_open, None, settings, **told).success(on_opened, settings, drawn, **slow),
+            page.load(on_open, None, settings, **queued).success(on_opened, settings, drawn, **slow),
             write.click(on_rewrite, [pad, until, label, tries, seed], rewritten, **slow),
         ]
         stop.click(None, cancels=drawings)
@@ -182,7 +172,7 @@ def make_page(model: Model) -> gr.Blocks:
 
 
 def default_model() -> str:
-    """Which model is shown where none is named: DDPM_MODEL's, or the one that the push wrote beside this file."""
+    """The model if none is named: DDPM_MODEL's, or the one that the push wrote beside this file."""
     file = HERE / "model.txt"
     written = file.read_text(encoding="utf-8").strip() if file.is_file() else "ddpm-mnist"
     return os.environ.get("DDPM_MODEL") or written
@@ -199,8 +189,8 @@ def main() -> int:
         page = make_page(load_model(os.path.expanduser(arguments.model)))
     except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        cure = "name the folder of a finished training run, or a model on the Hub"
-        print(f"error: --model {arguments.model}: cannot be shown ({reason}); {cure}", file=sys.stderr)
+        advice = "name the folder of a finished training run, or a model on the Hub"
+        print(f"error: --model {arguments.model}: cannot be shown ({reason}); {advice}", file=sys.stderr)
         return 2
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from outside
     theme = gr.themes.Default(primary_hue="indigo", **fonts)

@@ -11,25 +11,24 @@ from urllib.parse import urlencode
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from huggingface_hub import constants, hf_hub_download
 from PIL import Image
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "ddpm_mnist"))  # in a Space, both lie beside this file
-from pipeline import (  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # in a Space, the folder ddpm_mnist lies beside this file
+from ddpm_mnist.pipeline import (  # noqa: E402
     GUIDANCE_SCALE,
     MIN_LOG_SNR,
+    Step,
     count_classes,
-    guidance_at,
-    guided_noise,
-    step_arguments,
+    denoise,
+    guided,
     with_timesteps,
 )
-from randomness import seeded_generator  # noqa: E402
+from ddpm_mnist.sampling import DEFAULT_STEPS, SAMPLERS, labels_for, make_sampler, noise_of, to_uint8  # noqa: E402
+from ddpm_mnist.scheduler import DDPMScheduler  # noqa: E402
 
-SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpmsolver": DPMSolverMultistepScheduler}
-DEFAULT_STEPS = {"ddpm": 50, "ddim": 50, "dpmsolver": 20}
 IN_TURN, NO_LABEL = "each in turn", "none"
 
 # The limits that keep a public page alive.
@@ -43,14 +42,13 @@ class Refusal(ValueError):
 
 
 class Model(NamedTuple):
-    """A trained model, on the CPU and in eval mode, and how the page speaks of it."""
+    """A trained model, on the CPU and in eval mode, and its name on the page."""
 
     name: str
     card: str | None  # address of the model card; None for a folder
     unet: UNet2DModel
-    schedule: DDPMScheduler
+    scheduler: DDPMScheduler
     null_class_label: int | None  # the label that stands for none
-    noun: str  # "digit" or "image"
 
     @property
     def classes(self) -> int | None:
@@ -65,13 +63,13 @@ class Model(NamedTuple):
 
     @property
     def timesteps(self) -> int:
-        return self.schedule.config.num_train_timesteps
+        return len(self.scheduler)
 
 
 class Settings(NamedTuple):
     """What a picture depends on besides the model; the names are those of the page's address."""
 
-    digit: str = IN_TURN
+    label: str = IN_TURN
     count: int = 10
     guidance: float = GUIDANCE_SCALE
     sampler: str = "ddpm"
@@ -79,75 +77,20 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-# ---- the model -----------------------------------------------------------------------------------------------------
-
-
 def load_model(name: str) -> Model:
-    """The pipeline in a folder or on the Hub. No code of it is run: the loop is in the `pipeline.py` of this repo.
+    """The pipeline in a folder or on the Hub, as weights and numbers: no code of it is run.
 
     Raises:
         Exception: of diffusers, safetensors, the Hub's client or the disk: it cannot be loaded.
     """
     local = Path(name).is_dir()
-
-    def read(file: str) -> dict[str, Any]:
-        path = Path(name) / file if local else hf_hub_download(name, file)
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-
-    index = read("model_index.json")
+    index = Path(name) / "model_index.json" if local else Path(hf_hub_download(name, "model_index.json"))
+    null_class_label = json.loads(index.read_text(encoding="utf-8")).get("null_class_label")
     load = {"use_safetensors": True, "low_cpu_mem_usage": False}
     unet = UNet2DModel.from_pretrained(name, subfolder="unet", **load).eval()
-    schedule = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-    try:
-        dataset = read("train_results.json")["dataset"]
-    except Exception:  # a model of another script
-        dataset = ""
-    noun = "digit" if dataset.replace("\\", "/").split("/")[-1] in ("mnist", "scikit-learn digits") else "image"
-    card = None if local else f"{constants.ENDPOINT}/{name}"
-    shown = Path(name).resolve().name if local else name
-    return Model(shown, card, unet, schedule, index.get("null_class_label"), noun)
-
-
-class Moment(NamedTuple):
-    """One timestep of a batch: x_t, and the x_0 that the U-Net predicts from it; `[B, C, H, W]`, about [-1, 1]."""
-
-    t: int
-    sample: Tensor
-    predicted: Tensor
-
-
-@torch.no_grad()
-def denoise(model: Model, sampler, sample: Tensor, generators, labels, guidance: float, start: int) -> Iterator[Moment]:
-    """Algorithm 2 from x_t at the sampler's first timestep that is at most `start`; the last moment is x_0 twice.
-
-    Args:
-        sampler: a diffusers scheduler whose timesteps are set.
-        sample: x_t, `[B, C, H, W]`; generators: one for each image; labels: `[B]` or None.
-    """
-    arguments = step_arguments(sampler, generators)
-    for t in sampler.timesteps[sampler.timesteps <= start]:
-        model_input = sampler.scale_model_input(sample, t)
-        scale = guidance_at(sampler, t, guidance, MIN_LOG_SNR)
-        model_output = guided_noise(model.unet, model_input, t, labels, scale, model.null_class_label)
-        step = sampler.step(model_output, t, sample, **arguments)
-        # DPM-Solver++ does not return the predicted x_0, but keeps it
-        yield Moment(int(t), sample, step.get("pred_original_sample", getattr(sampler, "model_outputs", [sample])[-1]))
-        sample = step.prev_sample
-    yield Moment(-1, sample, sample)
-
-
-def make_sampler(model: Model, name: str, steps: int):
-    """The diffusers scheduler of that name in `SAMPLERS`, with its timesteps set; as generate.py makes it."""
-    config = model.schedule.config
-    large = steps < model.timesteps and config.variance_type == "fixed_large"  # too much noise for fewer steps
-    change = {"variance_type": "fixed_small"} if large else {}
-    return with_timesteps(SAMPLERS[name].from_config(config, **change), steps, "cpu")
-
-
-def noise_of(model: Model, seed: int, count: int) -> tuple[Tensor, list[torch.Generator]]:
-    """x_T of the images 0 to count - 1 of a seed, `[count, C, H, W]`, and their generators: those of generate.py."""
-    generators = [seeded_generator(seed, "sample", number) for number in range(count)]
-    return torch.stack([torch.randn(model.shape, generator=generator) for generator in generators]), generators
+    scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+    shown, card = (Path(name).resolve().name, None) if local else (name, f"{constants.ENDPOINT}/{name}")
+    return Model(shown, card, unet, scheduler, null_class_label)
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -160,30 +103,37 @@ def png(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def frame(model: Model, moment: Moment) -> dict[str, Any]:
-    """A moment for `film.js`: a picture with a row for each image, x_t on the left, the predicted x_0 on the right."""
-    both = torch.cat([moment.sample, moment.predicted], dim=3)  # [B, C, H, 2 W]
-    pixels = ((both.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    pixels = pixels.reshape(-1, *pixels.shape[2:])
-    left = float(model.schedule.alphas_cumprod[moment.t]) ** 0.5 if moment.t >= 0 else 1.0
-    return {"t": moment.t, "left": left, "png": png(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)}
+def frame(model: Model, t: int, sample: Tensor, predicted: Tensor) -> dict[str, Any]:
+    """A picture with a row for each image: on the left x_t, on the right the x_0 predicted from it."""
+    both = to_uint8(torch.cat([sample, predicted], dim=3)).permute(0, 2, 3, 1).numpy()  # [B, H, 2 W, C]
+    pixels = both.reshape(-1, *both.shape[2:])
+    left = float(model.scheduler.alphas_cumprod[t]) ** 0.5 if t >= 0 else 1.0
+    return {"t": t, "left": left, "png": png(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)}
 
 
-def film(model: Model, moments: Iterator[Moment], names: list[str], steps: int, **more) -> Iterator[dict[str, Any]]:
-    """What `film.js` shows, again after each step that it keeps: frames, the names of the images, and `done`."""
-    frames, kept = [], {round(i * steps / MAX_FRAMES) for i in range(MAX_FRAMES)} | {steps}
+def moments(steps: Iterator[Step]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(t, x_t, the x_0 predicted from it) of each step; at the end (-1, x_0, x_0)."""
+    for step in steps:
+        yield step.timestep, step.sample, step.pred_original_sample
+    yield -1, step.prev_sample, step.prev_sample
+
+
+def film(model: Model, steps: Iterator[Step], count: int, names: list[str], **more) -> Iterator[dict[str, Any]]:
+    """What `film.js` shows, again after each of the `count` steps that it keeps: frames, the names of the images, and
+    `done`."""
+    frames, kept = [], {round(i * count / MAX_FRAMES) for i in range(MAX_FRAMES)} | {count}
     height, width = model.shape[1:]
-    for number, moment in enumerate(moments):
-        if number in kept or moment.t < 0:
-            frames.append(frame(model, moment))
-            size = {"width": width, "height": height, "steps": steps}
-            yield {"frames": frames.copy(), "names": names, "done": moment.t < 0, **size, **more}
+    for number, (t, sample, predicted) in enumerate(moments(steps)):
+        if number in kept:
+            frames.append(frame(model, t, sample, predicted))
+            size = {"width": width, "height": height, "steps": count}
+            yield {"frames": frames.copy(), "names": names, "done": t < 0, **size, **more}
 
 
 def as_mnist(drawing: Image.Image, size: int = 28) -> Image.Image:
     """A drawing, white on black, scaled and centred as MNIST's digits are.
 
-    The longer side of the ink becomes 20 of 28 pixels, and the ink's centre of mass the centre of the image
+    Its longer side becomes 20 of 28 pixels, and its centre of mass the centre of the image
     (http://yann.lecun.com/exdb/mnist/).
 
     Raises:
@@ -192,14 +142,14 @@ def as_mnist(drawing: Image.Image, size: int = 28) -> Image.Image:
     box = drawing.getbbox()
     if box is None:
         raise Refusal("Nothing is written yet: write on the black square first.")
-    ink = drawing.crop(box)
-    scale = size * 20 / 28 / max(ink.size)
-    ink = ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BOX)
-    weight = np.asarray(ink, dtype=np.float64) + 1e-9
-    across = (weight.sum(0) * (np.arange(ink.width) + 0.5)).sum() / weight.sum()
-    down = (weight.sum(1) * (np.arange(ink.height) + 0.5)).sum() / weight.sum()
+    digit = drawing.crop(box)
+    scale = size * 20 / 28 / max(digit.size)
+    digit = digit.resize([max(1, round(side * scale)) for side in digit.size], Image.Resampling.BOX)
+    weight = np.asarray(digit, dtype=np.float64) + 1e-9
+    across = (weight.sum(0) * (np.arange(digit.width) + 0.5)).sum() / weight.sum()
+    down = (weight.sum(1) * (np.arange(digit.height) + 0.5)).sum() / weight.sum()
     image = Image.new("L", (size, size))
-    image.paste(ink, (round(size / 2 - across), round(size / 2 - down)))
+    image.paste(digit, (round(size / 2 - across), round(size / 2 - down)))
     return image
 
 
@@ -225,43 +175,40 @@ def check(model: Model, settings: Settings) -> Settings:
     """The settings as whole numbers within the limits. Refusal: one of them is not."""
     try:
         count, steps, seed = int(settings.count), int(settings.steps), int(settings.seed)
-        guidance, digit = float(settings.guidance), str(settings.digit)
+        guidance, label = float(settings.guidance), str(settings.label)
     except (TypeError, ValueError, OverflowError):
         raise Refusal("Images, steps, guidance and seed must be numbers.") from None
     labels = {IN_TURN, *map(str, range(model.classes or 0))}
+    most_steps = model.timesteps - (settings.sampler == "dpmsolver")  # which cannot take all
     for name, value, good, what in (
-        ("digit", digit, digit in labels, f"choose 0 to {(model.classes or 1) - 1}, or {IN_TURN!r}"),
+        ("label", label, label in labels, f"choose 0 to {(model.classes or 1) - 1}, or {IN_TURN!r}"),
         ("count", count, 1 <= count <= MAX_IMAGES, f"draw 1 to {MAX_IMAGES} images"),
         ("guidance", guidance, 0 <= guidance <= MAX_GUIDANCE, f"must be from 0 to {MAX_GUIDANCE:g}"),
         ("sampler", settings.sampler, settings.sampler in SAMPLERS, f"choose {', '.join(SAMPLERS)}"),
-        ("steps", steps, 1 <= steps <= model.timesteps, f"must be from 1 to {model.timesteps}"),
+        ("steps", steps, 1 <= steps <= most_steps, f"must be from 1 to {most_steps}"),
         ("seed", seed, 0 <= seed <= MAX_SEED, f"must be from 0 to {MAX_SEED}"),
     ):
         if not good:
             raise Refusal(f"{name} {str(value)[:20]}: {what}.")
     if count * steps > MAX_WORK:
-        cure = f"take at most {MAX_WORK // count} steps, or fewer images"
-        raise Refusal(f"{count} images in {steps} steps are too much work for this page: {cure}.")
-    return Settings(digit, count, guidance, settings.sampler, steps, seed)
+        advice = f"take at most {MAX_WORK // count} steps, or fewer images"
+        raise Refusal(f"{count} images in {steps} steps are too much work for this page: {advice}.")
+    return Settings(label, count, guidance, settings.sampler, steps, seed)
 
 
 def draw(model: Model, settings: Settings) -> Iterator[dict[str, Any]]:
     """Draw pictures from noise; yields what `film.js` shows so far. Refusal: see `check`."""
     settings = check(model, settings)
-    names, labels, query = [f"{number + 1}" for number in range(settings.count)], None, settings._asdict()
-    if model.classes is None:
-        del query["digit"], query["guidance"]
-    else:
-        classes = [number % model.classes for number in range(settings.count)]
-        if settings.digit != IN_TURN:
-            classes = [int(settings.digit)] * settings.count
-        names, labels = [str(label) for label in classes], torch.tensor(classes)
-    sampler = make_sampler(model, settings.sampler, settings.steps)
-    noise, generators = noise_of(model, settings.seed, settings.count)
-    guidance = settings.guidance if model.null_class_label is not None else 1.0
-    moments = denoise(model, sampler, noise * sampler.init_noise_sigma, generators, labels, guidance, model.timesteps)
-    file = f"{model.noun}s-seed{settings.seed}"
-    yield from film(model, moments, names, len(sampler.timesteps), query=urlencode(query), file=file)
+    numbers, query = range(settings.count), settings._asdict()
+    labels = labels_for(numbers, model.classes, None if settings.label == IN_TURN else int(settings.label))
+    names = [str(number + 1) for number in numbers] if labels is None else [str(label) for label in labels.tolist()]
+    if labels is None:
+        del query["label"], query["guidance"]
+    sampler = make_sampler(settings.sampler, model.scheduler.config, settings.steps)
+    noise, generators = noise_of(settings.seed, numbers, model.shape)
+    predict = guided(model.unet, sampler, labels, settings.guidance, model.null_class_label, MIN_LOG_SNR)
+    steps = denoise(predict, sampler, noise, settings.steps, generators)
+    yield from film(model, steps, settings.steps, names, query=urlencode(query), file=f"images-seed{settings.seed}")
 
 
 def rewrite(model: Model, drawing: str | None, t: int, label: str, tries: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -271,22 +218,25 @@ def rewrite(model: Model, drawing: str | None, t: int, label: str, tries: int, s
         Refusal: nothing is drawn, or a setting cannot be right.
     """
     image = as_mnist(read_drawing(drawing), model.shape[1])
-    check(model, Settings(seed=seed))
+    seed = check(model, Settings(steps=1, seed=seed)).seed
     if not (isinstance(tries, int | float) and 1 <= tries <= MAX_TRIES and isinstance(t, int | float)):
         raise Refusal(f"Times must be from 1 to {MAX_TRIES}, and t a number.")
-    sampler = make_sampler(model, "ddim", min(DEFAULT_STEPS["ddim"], model.timesteps))
+    null = model.null_class_label
+    without_label = label == NO_LABEL and null is not None
+    if model.classes is not None and not without_label and label not in map(str, range(model.classes)):
+        raise Refusal(f"Label {label}: choose 0 to {model.classes - 1}.")
+    tries, guidance = range(int(tries)), 1.0 if without_label else GUIDANCE_SCALE
+    labels = labels_for(tries, model.classes, null if without_label or model.classes is None else int(label))
+
+    num_steps = min(DEFAULT_STEPS["ddim"], model.timesteps)
+    sampler = with_timesteps(make_sampler("ddim", model.scheduler.config, num_steps), num_steps, "cpu")
     visited = sampler.timesteps[sampler.timesteps <= max(t, int(sampler.timesteps.min()))]
-    noise, generators = noise_of(model, int(seed), int(tries))
+    start = int(visited[0])
+    noise, generators = noise_of(seed, tries, model.shape)
     x_0 = torch.from_numpy(np.asarray(image, dtype=np.float32)) / 127.5 - 1
-    sample = model.schedule.add_noise(x_0.expand_as(noise), noise, visited[:1].expand(len(noise)))
-    labels, guidance = None, 1.0
-    if model.classes is not None:
-        none = label == NO_LABEL and model.null_class_label is not None
-        if not none and label not in map(str, range(model.classes)):
-            raise Refusal(f"Label {label}: choose 0 to {model.classes - 1}.")
-        labels = torch.full((len(noise),), model.null_class_label if none else int(label))
-        guidance = 1.0 if none or model.null_class_label is None else Settings().guidance
-    moments = denoise(model, sampler, sample, generators, labels, guidance, int(visited[0]))
-    names = [f"noise {number + 1}" for number in range(len(noise))]
+    sample = model.scheduler.add_noise(x_0.expand_as(noise), noise, torch.full((len(noise),), start))
+    predict = guided(model.unet, sampler, labels, guidance, null, MIN_LOG_SNR)
+    steps = denoise(predict, sampler, sample, num_steps, generators, start)
+    names = [f"noise {number + 1}" for number in tries]
     original = png(np.asarray(image))
-    yield from film(model, moments, names, len(visited), original=original, file=f"rewritten-t{int(visited[0])}")
+    yield from film(model, steps, len(visited), names, original=original, file=f"rewritten-t{start}")

@@ -1,5 +1,5 @@
 // The steps of a drawing: for each image x_t above, and below it the x_0 that the model predicts from it.
-// props.value (of `film` in app.py): {frames: [{t, left, png}], names, width, height, steps, done, query, file, original}.
+// props.value (of `film` in drawing.py): {frames: [{t, left, png}], names, width, height, steps, done, query, file, original}.
 // A frame's png has a row for each image: x_t on the left, the predicted x_0 on the right.
 const find = (name) => element.querySelector(name);
 const [caption, tiles, slider, play] = [".caption", ".tiles", ".scrub input", ".play"].map(find);

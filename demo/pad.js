@@ -1,7 +1,7 @@
 // A square to write on, by finger, pen, mouse or keyboard. props.value: the drawing, white on black, as a data URL.
 const canvas = element.querySelector("canvas");
 const context = canvas.getContext("2d");
-const INK = 24; // of 280: about what a pen leaves in MNIST
+const PEN_WIDTH = 24; // of 280: about what a pen leaves in MNIST
 const pen = { x: 140, y: 140, down: false, seen: false };
 
 function clear() {
@@ -12,7 +12,7 @@ function clear() {
 }
 
 function line(x, y) {
-  Object.assign(context, { strokeStyle: "white", lineWidth: INK, lineCap: "round", lineJoin: "round" });
+  Object.assign(context, { strokeStyle: "white", lineWidth: PEN_WIDTH, lineCap: "round", lineJoin: "round" });
   context.beginPath();
   context.moveTo(pen.x, pen.y);
   context.lineTo(x, y);
@@ -44,7 +44,7 @@ canvas.onpointerup = canvas.onpointercancel = lift;
 
 const MOVES = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
 canvas.onkeydown = (event) => {
-  const within = (value) => Math.max(INK / 2, Math.min(canvas.width - INK / 2, value));
+  const within = (value) => Math.max(PEN_WIDTH / 2, Math.min(canvas.width - PEN_WIDTH / 2, value));
   if (MOVES[event.key]) {
     const [x, y] = [within(pen.x + MOVES[event.key][0]), within(pen.y + MOVES[event.key][1])];
     pen.down ? line(x, y) : Object.assign(pen, { x, y });
@@ -56,7 +56,7 @@ canvas.onkeydown = (event) => {
   mark();
 };
 
-// Where the keyboard's pen is: a ring, which is no part of the drawing.
+// Where the keyboard's pen is: a ring, which is not part of the drawing.
 const ring = element.querySelector(".ring");
 function mark() {
   ring.style.left = `${(100 * pen.x) / canvas.width}%`;

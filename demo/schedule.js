@@ -53,7 +53,7 @@ function take({ frames, width, height }) {
     image = context.getImageData(0, 0, width, height);
     noise = Float32Array.from({ length: image.data.length }, gauss);
     const gray = image.data.every((value, i) => i % 4 === 3 || value === image.data[i - (i % 4)]);
-    if (gray) noise.forEach((_, i) => (noise[i] = noise[i - (i % 4)])); // one noise for the three channels of a gray image
+    if (gray) noise.forEach((_, i) => (noise[i] = noise[i - (i % 4)])); // a gray image stays gray
     show();
   };
   picture.src = frames[frames.length - 1].png;

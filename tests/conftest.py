@@ -81,7 +81,6 @@ def smoke_args(dataset_dir: str, output_dir: Path, **options) -> list[str]:
 RECOMMENDED = {
     "scheduler.prediction_type": "v_prediction",
     "uniform_timesteps": 0.25,
-    "loss_weighting": "output",
     "timestep_sampling": "stratified",
     "reference_images": 100,
     "momentum_warmup_steps": 5,

@@ -1,97 +1,151 @@
-"""Images from files to batches; the order in which a run sees them; no network."""
+"""From a dataset to batches: what is read, held out, labelled and refused; the order of the images; no network."""
 
-import io
+import gzip
 import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, blob, make_dataset, python, smoke_args
+from conftest import ROOT, blob, make_dataset
+from huggingface_hub import constants
+from PIL import Image
 
-from ddpm_mnist import data, decode, sources
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.training.config import TrainConfig, parse_args
+from ddpm_mnist.images import decode
+from ddpm_mnist.images.batches import Images, index_batches
+from ddpm_mnist.images.dataset import EMBEDDED_DATASET, Data, ImageShape, load_data
+from ddpm_mnist.options import DataOptions
+
+STACK = np.stack([np.array(blob(i)) for i in range(20)])
+TEN = np.arange(20, dtype=np.uint8) % 10
 
 
-def config(dataset_name=None, **options) -> TrainConfig:
-    args = [f"--{k}={v}" for k, v in options.items()] + ([f"--dataset_name={dataset_name}"] if dataset_name else [])
-    return parse_args(["--config", str(ROOT / "configs/smoke.yaml"), *args])
+def load(name=None, classes=None, said=None, size=28, held_out=32, with_labels=False, **options) -> Data:
+    """As a run loads it; what it warns of goes into `said`."""
+    options = DataOptions(dataset_name=name and str(name), **options)
+    warn = ([] if said is None else said).append
+    return load_data(options, ImageShape(None, size, classes), held_out, warn, with_labels)
 
 
-TEN = {"unet.num_class_embeds": 10}
+def folder(path, images: list[Image.Image]):
+    """An image folder."""
+    (path / "train").mkdir(parents=True)
+    for i, image in enumerate(images):
+        image.save(path / "train" / f"{i}.png")
+    return path
 
 
-def load_data(config: TrainConfig, warn=print) -> data.Data:
-    """As a training run loads it."""
-    return data.load_data(config, config.image_shape, config.num_validation_samples, warn)
+def labelled(path, labels: list, test_labels: list | None = None, feature=None):
+    """A folder of parquet files with these labels."""
+    path.mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": feature or datasets.ClassLabel(num_classes=10)})
+    for split, values in (("train", labels), ("test", test_labels)):
+        if values is not None:
+            rows = {"image": [blob(i) for i in range(len(values))], "label": values}
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(path / f"{split}.parquet")
+    return path
 
 
-def folder(tmp_path, rows: datasets.Dataset, test: datasets.Dataset | None = None) -> str:
-    (tmp_path / "set").mkdir()
-    rows.to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
-    if test is not None:
-        test.to_parquet(tmp_path / "set/test-00000-of-00001.parquet")
-    return str(tmp_path / "set")
+# ---- pixels --------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_those_of_the_files(dataset_dir):
-    loaded = load_data(config(dataset_dir, **TEN))
-    original = datasets.load_dataset(dataset_dir, split="train")
-    assert loaded.train.images.dtype == torch.uint8 and loaded.train.images.shape == (len(original), 1, 28, 28)
+def test_images_are_those_of_the_files_and_decoded_once(dataset_dir, monkeypatch):
+    data, original = load(dataset_dir, classes=10), datasets.load_dataset(dataset_dir, split="train")
+    assert data.train.images.dtype == torch.uint8 and data.train.images.shape == (len(original), 1, 28, 28)
     for i in (0, 7, len(original) - 1):
-        assert np.array_equal(loaded.train.images[i, 0], np.array(original[i]["image"]))
-        assert loaded.train.labels[i] == original[i]["label"]
-    assert len(loaded.test) == 32
+        assert np.array_equal(data.train.images[i, 0], np.array(original[i]["image"]))
+        assert data.train.labels[i] == original[i]["label"]
+    assert len(data.test) == 32
+    monkeypatch.setattr(decode, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    assert load(dataset_dir, classes=10).fingerprint == data.fingerprint
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux says which file memory is mapped from")
+def test_a_set_may_be_larger_than_the_memory(tmp_path):
+    """Its pixels are those of a file, which the system reads and drops as it likes."""
+    place = load(folder(tmp_path / "set", [blob(i) for i in range(8)])).train.images.data_ptr()
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if start <= place < end:
+            assert line.endswith("(deleted)")  # a temporary file
+
+
+def test_an_edited_decoder_is_not_answered_from_the_cache(tmp_path):
+    """The same data, loaded by a copy of this repo in which every image is inverted."""
+    shutil.copytree(ROOT / "ddpm_mnist", tmp_path / "ddpm_mnist")
+    name = folder(tmp_path / "set", [blob(i) for i in range(8)])
+    path = tmp_path / "ddpm_mnist/images/decode.py"
+    source = path.read_text(encoding="utf-8")
+    path.write_text(source.replace("np.asarray(image).resh", "(255 - np.asarray(image)).resh"), encoding="utf-8")
+    code = f"""from ddpm_mnist.images.dataset import *
+print(load_data(DataOptions({str(name)!r}), ImageShape(1, 28)).train.images.float().mean().item())"""
+    before = load(name).train.images.float().mean().item()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and float(done.stdout.split()[-1]) == pytest.approx(255 - before), done.stderr
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    """Not of where it lies, when it was touched, or how many processes decoded it."""
+    name = folder(tmp_path / "set", [blob(i) for i in range(20)])
+    shutil.copytree(name, tmp_path / "moved")
+    os.utime(tmp_path / "moved/train/0.png")
+    first = load(name).fingerprint
+    assert load(tmp_path / "moved", cache_dir=str(tmp_path / "other"), dataloader_num_workers=2).fingerprint == first
+    blob(9).save(tmp_path / "moved/train/0.png")
+    assert load(tmp_path / "moved").fingerprint != first
+
+
+def test_images_of_other_sizes_are_cropped_only_if_asked(tmp_path):
+    bars = np.zeros((20, 60), np.uint8)
+    bars[:, 20:40] = np.arange(20)
+    wide = folder(tmp_path / "wide", [Image.fromarray(bars)] * 4)
+    mixed = folder(tmp_path / "mixed", [blob(i, size=28 + i % 2) for i in range(6)])
+    for name, part in ((wide, "60x20"), (mixed, "28x28, 29x29")):
+        with pytest.raises(ConfigError, match=f"images of {part} are not squares of one size; --center_crop"):
+            load(name)
+    assert load(mixed, center_crop=True).train.images.shape == (5, 1, 28, 28)
+    images = load(wide, center_crop=True, size=20).train.images
+    assert images.shape == (3, 1, 20, 20) and np.array_equal(images[0, 0], bars[:, 20:40])
+
+
+def test_transparency_becomes_white_and_is_said_once(tmp_path):
+    pixels, said = np.zeros((28, 28, 4), np.uint8), []
+    pixels[9:19, 9:19, 3] = 255
+    images = load(folder(tmp_path / "set", [Image.fromarray(pixels)] * 6), said=said).train.images
+    assert images[0, 0, 14, 14] == 0 and images[0, 0, 0, 0] == 255
+    assert said == ["set: 5 of 5 images are transparent and are put on white."]
+
+
+def test_bad_files_are_named_by_any_number_of_processes(tmp_path):
+    name = folder(tmp_path / "set", [blob(i) for i in range(9)])
+    for i in (1, 3, 4, 6, 7):
+        (name / f"train/{i}.png").write_bytes(b"no image")
+    for workers in (0, 2):
+        with pytest.raises(ConfigError, match=r"cannot be decoded: image \d \(.*/\d.png\): cannot .*, image"):
+            load(name, dataloader_num_workers=workers)
+
+
+# ---- batches -------------------------------------------------------------------------------------------------------
 
 
 def test_batches_are_scaled_to_minus_one_to_one():
-    images = data.Images(torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(3, 1, 1, 1), torch.tensor([4, 5, 6]))
+    images = Images(torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(3, 1, 1, 1), torch.tensor([4, 5, 6]))
     batch, labels = next(images.batches(iter([torch.tensor([1, 0, 2])])))
     assert batch.dtype == torch.float32
     assert batch.flatten().tolist() == pytest.approx([1.0, -1.0, -0.6])
     assert labels.tolist() == [5, 4, 6]
 
 
-def test_decoded_once(dataset_dir, monkeypatch):
-    load_data(config(dataset_dir))
-    monkeypatch.setattr(decode, "decode", lambda *_, **__: pytest.fail("decoded again"))
-    load_data(config(dataset_dir))
-
-
-def test_channels_and_size_are_those_of_the_unet(tmp_path):
-    name = folder(tmp_path, make_dataset([blob(i, size=20, mode="RGB") for i in range(40)], [0] * 40))
-    rgb = load_data(config(name, **{"unet.in_channels": 3, "unet.out_channels": 3, "unet.sample_size": 16}))
-    assert rgb.train.images.shape == (38, 3, 16, 16)
-    assert load_data(config(name)).train.images.shape == (38, 1, 28, 28)
-
-
-def test_a_twentieth_is_held_out_where_there_is_no_test_split(tmp_path):
-    name = folder(tmp_path, make_dataset([blob(i) for i in range(100)], list(range(10)) * 10))
-    loaded = load_data(config(name, **TEN))
-    assert (len(loaded.train), len(loaded.test)) == (95, 5)
-    together = torch.cat([loaded.train.labels, loaded.test.labels]).sort().values
-    assert torch.equal(together, torch.arange(10).repeat_interleave(10)) and len(set(loaded.test.labels.tolist())) > 2
-
-
-def test_a_large_set_is_streamed_and_gives_the_same_batches(dataset_dir):
-    said = []
-    resident = load_data(config(dataset_dir, **TEN)).train.to(torch.device("cpu"))
-    streamed = load_data(config(dataset_dir, max_resident_gb=0.0, **TEN), said.append).train.to(torch.device("cpu"))
-    assert isinstance(streamed, data.DiskImages) and "left on the disk" in said[0]
-    batches = [
-        itertools.islice(s.batches(data.index_batches(len(s), 0, 2, 16, 1, 0, 1)), 3) for s in (resident, streamed)
-    ]
-    for (images, labels), (other_images, other_labels) in zip(*batches):
-        assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
-
-
-# ---- order ---------------------------------------------------------------------------------------------------------
-
-
 def indices(num_images, seed, first, count, batch_size=8, accumulation=1, rank=0, num_processes=1) -> list[int]:
-    batches = data.index_batches(num_images, seed, first, batch_size, accumulation, rank, num_processes)
+    batches = index_batches(num_images, seed, first, batch_size, accumulation, rank, num_processes)
     return torch.cat(list(itertools.islice(batches, count))).tolist()
 
 
@@ -101,11 +155,8 @@ def test_every_epoch_has_every_image_once_and_no_batch_is_short():
     assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 8
     assert indices(21, seed=1, first=0, count=3) != order[:24]
-
-
-def test_the_order_is_a_function_of_the_batch_number():
-    order = indices(21, seed=0, first=0, count=30)
-    for first in (1, 5, 13, 29):
+    assert sorted(indices(3, seed=0, first=0, count=1, batch_size=6)) == [0, 0, 1, 1, 2, 2]  # smaller than a batch
+    for first in (1, 5, 13, 20):  # a function of the number of the batch
         assert indices(21, seed=0, first=first, count=1) == order[first * 8 : first * 8 + 8]
 
 
@@ -120,97 +171,150 @@ def test_processes_and_micro_batches_share_one_global_batch():
             assert sum(micro, []) == whole[number * 12 : number * 12 + 12]
 
 
-def test_a_set_smaller_than_a_batch_goes_round():
-    assert sorted(indices(3, seed=0, first=0, count=1, batch_size=6)) == [0, 0, 1, 1, 2, 2]
+# ---- held-out images and labels ------------------------------------------------------------------------------------
 
 
-# ---- no network ----------------------------------------------------------------------------------------------------
+def test_held_out_images_are_of_all_classes_even_of_a_sorted_set(tmp_path):
+    """As class folders are: the last images of the train split, and the first of the test split, are of one class."""
+    labels = sorted(list(range(10)) * 20)
+    data = load(labelled(tmp_path / "train only", labels), classes=10)
+    assert (len(data.train), len(data.test)) == (190, 10) and len(set(data.test.labels.tolist())) > 4
+    assert torch.cat([data.train.labels, data.test.labels]).sort().values.tolist() == labels
+    said = []
+    data = load(labelled(tmp_path / "both", labels, labels), classes=12, held_out=20, said=said)
+    assert len(data.train) == 200 and sorted(data.test.labels.tolist()) == sorted(list(range(10)) * 2)
+    assert said == ["both: no training image is of class 10, 11, which the U-Net cannot learn."]
 
 
-def test_without_network_and_name_the_embedded_digits_are_used_and_said(tmp_path):
-    args = smoke_args("unused", tmp_path / "run", max_train_steps=2)
-    args = [a for a in args if not a.startswith("--dataset_name")]
-    started = time.monotonic()
-    done = python("train_ddpm_mnist.py", *args, HF_HOME=str(tmp_path / "empty"))
-    assert done.returncode == 0, done.stderr
-    assert "TRAINING ON scikit-learn digits INSTEAD" in done.stdout
-    assert "1,500 images of scikit-learn digits" in done.stdout
+WHOLE = datasets.Value("int64")
+LABELS = {  # labels of the train split, their type, what a run with ten classes says
+    "one missing": ([0, 1, None, 3], None, "row 2 holds None"),
+    "-1 for none": ([0, 1, 2, -1], WHOLE, "row 3 holds -1"),
+    "names": (["cat", "dog"] * 2, datasets.Value("string"), "row 0 holds 'cat'"),
+    "lists": ([[0, 1]] * 4, datasets.List(WHOLE), r"row 0 holds \[0, 1\]"),
+    "fractions": ([0.5, 1.5] * 2, datasets.Value("float32"), "row 0 holds 0.5"),
+    "too large": ([2, 10, 3, 4], WHOLE, "row 1 holds 10, which is not a class number below 10"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_are_checked_only_if_they_are_used(tmp_path, name):
+    labels, feature, part = LABELS[name]
+    path = labelled(tmp_path / "set", labels, labels, feature)
+    data = load(path, label_column="label")
+    assert data.train.labels is None and len(data.train) == 4
+    with pytest.raises(ConfigError, match=f"--label_column label: {part}"):
+        load(path, classes=10, label_column="label")
+
+
+@pytest.mark.parametrize("hidden", [None, -1, "no column"])
+def test_a_test_split_with_hidden_labels_is_not_used(tmp_path, hidden):
+    """Whether the labels are needed or not, so that an evaluation judges by images that were not trained on."""
+    path, said = tmp_path / "a.npz", []
+    if hidden == "no column":
+        np.savez(path, x_train=np.tile(STACK, (2, 1, 1)), y_train=np.tile(TEN, 2), x_test=STACK[:5])
+    else:
+        path = labelled(tmp_path / "set", list(range(10)) * 4, [hidden] * 5, WHOLE)
+    for how in ({}, {"classes": 10}, {"with_labels": True}):
+        data = load(path, said=said, label_column="label", **how)
+        assert (len(data.train), len(data.test)) == (38, 2)
+        assert (data.test.labels is None) == (not how)
+    assert said == ["The test split has no labels, so that other images are held out."] * 3
+
+
+def test_columns_are_guessed_only_if_one_suits(tmp_path):
+    blobs = [blob(i) for i in range(20)]
+    rows = datasets.Dataset.from_dict({"image": blobs, "label": TEN.tolist(), "mask": blobs[::-1]})
+    rows.to_parquet(tmp_path / "two.parquet")
+    rows.select_columns("image").to_parquet(tmp_path / "bare.parquet")
+    assert len(load(tmp_path / "two.parquet", image_column="mask").train) == 19
+    for options, part in (
+        ({}, "--image_column: name the column to use as Image, one of image, label, mask"),
+        ({"image_column": "other"}, "--image_column other: name"),
+        ({"image_column": "label"}, "--image_column label: does not hold images"),
+        ({"image_column": "image", "label_column": "digit"}, "--label_column digit: name"),
+    ):
+        with pytest.raises(ConfigError, match=part):
+            load(tmp_path / "two.parquet", **options)
+    assert load(tmp_path / "bare.parquet").train.labels is None
+    for how in ({"classes": 10}, {"with_labels": True}):
+        with pytest.raises(ConfigError, match="--label_column: name the column to use as ClassLabel, one of image"):
+            load(tmp_path / "bare.parquet", **how)
+
+
+# ---- where images come from ----------------------------------------------------------------------------------------
+
+
+def test_without_network_the_embedded_digits_stand_in_for_mnist_but_for_nothing_that_is_named(tmp_path):
+    said, started = [], time.monotonic()
+    data = load(said=said, held_out=None, classes=10, cache_dir=str(tmp_path))
+    assert "TRAINING ON scikit-learn digits INSTEAD" in said[0] and data.name == EMBEDDED_DATASET and not data.local
+    assert data.train.images.shape == (1500, 1, 28, 28) and len(data.test) == 297 and data.train.images.max() > 200
+    with pytest.raises(ConfigError, match="--dataset_name ylecun/mnist: cannot be loaded .* name a local folder"):
+        load("ylecun/mnist", cache_dir=str(tmp_path))
     assert time.monotonic() - started < 60  # minutes of retries is the fault this guards against
+    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE  # a push at the end asks the Hub again
 
 
-def test_the_hub_is_asked_again_after_it_was_away():
-    """Offline lasts while a dataset is looked for in the cache; a push at the end of the run finds the Hub again."""
-    from huggingface_hub import constants
-
-    with pytest.raises(ConfigError, match="--dataset_name some/dataset: the Hub cannot be reached"):
-        sources.load_splits("some/dataset", None, None)
-    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
 
 
-def test_without_network_a_named_dataset_is_not_replaced(tmp_path):
-    done = python("train_ddpm_mnist.py", *smoke_args("ylecun/mnist", tmp_path / "run"), HF_HOME=str(tmp_path / "empty"))
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --dataset_name ylecun/mnist: the Hub cannot be")
-    assert not (tmp_path / "run").exists()
+def test_the_forms_in_which_people_keep_images_are_read(tmp_path):
+    rows = make_dataset([blob(i) for i in range(20)], TEN.tolist())
+    rows.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved dict")
+    rows.to_parquet(tmp_path / "one.parquet")
+    np.savez(tmp_path / "mnist.npz", x_train=STACK, y_train=TEN, x_test=STACK, y_test=TEN)
+    np.savez(tmp_path / "cifar.npz", x_train=STACK[..., None], y_train=TEN[:, None])
+    for path, dot, gz, pack in (("idx", "-", "", bytes), ("dots", ".", "", bytes), ("gz", "-", ".gz", gzip.compress)):
+        (tmp_path / path).mkdir()
+        for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+            array = STACK if "images" in name else TEN
+            (tmp_path / path / f"{name}{dot}idx{array.ndim}-ubyte{gz}").write_bytes(pack(idx(array)))
+    for path in ("saved", "saved dict", "one.parquet", "mnist.npz", "cifar.npz", "idx", "dots", "gz"):
+        data = load(tmp_path / path, classes=10)
+        assert len(data.train) >= 19 and data.local and data.name == path
+        for image, label in zip(data.train.images, data.train.labels):
+            assert any(np.array_equal(image[0], STACK[i]) for i in (label, label + 10)), path
 
 
-def test_embedded_digits():
-    loaded = sources.embedded_digits()
-    assert (len(loaded["train"]), len(loaded["test"])) == (1500, 297)
-    image = loaded["train"][0]["image"]
-    assert image.size == (28, 28) and image.mode == "L" and np.array(image).max() > 200
-    assert sorted(set(loaded["train"]["label"])) == list(range(10))
+def test_the_conversion_in_the_docs_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", STACK / 255)
+    np.save("labels.npy", np.array(["cat", "dog"] * 10))
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs/running.md").read_text(encoding="utf-8"), re.DOTALL)[1], {})
+    data = load(tmp_path / "my-images", classes=2)
+    assert len(data.train) == 19 and sum(np.array_equal(image[0], STACK[1]) for image in data.train.images) >= 1
 
 
-# ---- bad data ------------------------------------------------------------------------------------------------------
+READ, JUNK = "cannot be loaded .*running.md", b"garbage"
+BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its bytes or arrays, what is said)
+    "garbage for an npz": ("a.npz", JUNK, READ),
+    "garbage for a parquet": ("a.parquet", JUNK, READ),
+    "garbage for an idx": ("set/train-images-idx3-ubyte", JUNK, "idx3-ubyte: not a complete idx file"),
+    "garbage for an idx.gz": ("set/t10k-labels-idx1-ubyte.gz", JUNK, "ubyte.gz: not a complete idx file"),
+    "an npz of other names": ("a.npz", {"images": STACK}, READ),
+    "objects in an npz": ("a.npz", {"x_train": np.array([1, None], object)}, READ),
+    "labels of other images": ("a.npz", {"x_train": STACK, "y_train": TEN[:3]}, READ),
+    "floats in an npz": ("a.npz", {"x_train": STACK / 255}, "mode F and not 8 or 16 bits; docs/running.md"),
+    "zeros and ones": ("a.npz", {"x_train": STACK // 255}, "the pixels lie between 0 and 1; scale them"),
+    "one image": ("a.npz", {"x_train": STACK[:1]}, "the train split has 1 images"),
+    "a table of pixels": ("set/train.csv", b"label,pixel0\n1,2\n", "--image_column: name .*pixel0.*running.md"),
+    "a test split alone": ("set/test.csv", b"label,pixel0\n1,2\n", "has no train split .test."),
+    "no such folder": ("none", None, "no such folder"),
+}
 
 
-def test_images_of_several_sizes(tmp_path):
-    name = folder(tmp_path, make_dataset([blob(i, size=28 + i % 2) for i in range(10)], [0] * 10))
-    with pytest.raises(ConfigError, match="2 sizes, such as 28x28 and 29x29"):
-        load_data(config(name))
-
-
-@pytest.mark.parametrize("content", [b"not an image", b"", None], ids=["garbage", "no bytes", "truncated"])
-def test_corrupt_image(tmp_path, content):
-    if content is None:
-        buffer = io.BytesIO()
-        blob(3).save(buffer, "PNG")
-        content = buffer.getvalue()[:60]
-    cells = [{"bytes": content if i == 6 else png(i), "path": None} for i in range(10)]
-    rows = datasets.Dataset.from_dict({"image": cells}).cast_column("image", datasets.Image())
-    name = folder(tmp_path, rows, rows.select(range(5)))
-    with pytest.raises(ConfigError, match="image 6 cannot be decoded"):
-        load_data(config(name))
-
-
-def png(i: int) -> bytes:
-    buffer = io.BytesIO()
-    blob(i).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_columns_are_guessed_only_when_there_is_one(tmp_path):
-    rows = make_dataset([blob(i) for i in range(20)], [0] * 20)
-    rows = rows.add_column("mask", [{"bytes": png(i), "path": None} for i in range(20)])
-    rows = rows.cast_column("mask", datasets.Image())
-    name = folder(tmp_path, rows)
-    with pytest.raises(ConfigError, match="--image_column: the dataset has 2 image columns among image, label, mask"):
-        load_data(config(name))
-    assert len(load_data(config(name, image_column="mask")).train) == 19
-    with pytest.raises(ConfigError, match="--image_column label"):
-        load_data(config(name, image_column="label"))
-    with pytest.raises(ConfigError, match="--label_column digit"):
-        load_data(config(name, image_column="image", label_column="digit"))
-
-
-def test_a_conditional_unet_needs_labels_in_range(tmp_path):
-    rows = make_dataset([blob(i) for i in range(20)], [i % 10 for i in range(20)])
-    name = folder(tmp_path, rows)
-    with pytest.raises(ConfigError, match="labels from 0 to 9, but the U-Net has the classes 0 to 4; raise unet"):
-        load_data(config(name, **{"unet.num_class_embeds": 5}))
-    (tmp_path / "b").mkdir()
-    bare = folder(tmp_path / "b", rows.remove_columns("label"))
-    assert load_data(config(bare)).train.labels is None
-    with pytest.raises(ConfigError, match="--label_column: classes, and evaluation, need labels"):
-        load_data(config(bare, **{"unet.num_class_embeds": 10}))
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_one_line(tmp_path, name):
+    file, content, part = BAD[name]
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=part) as error:
+        load(path.parent if path.parent.name == "set" else path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600

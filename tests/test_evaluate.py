@@ -15,7 +15,6 @@ from scipy.stats import norm
 
 import evaluate as command
 from ddpm_mnist import DDPMScheduler
-from ddpm_mnist.data import Images, scale
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.evaluation.bound import (
     decoder_nll,
@@ -38,7 +37,8 @@ from ddpm_mnist.evaluation.metrics import (
     share_and_ci,
 )
 from ddpm_mnist.evaluation.report import Figure, bound_picture, compare, neighbours_picture
-from ddpm_mnist.sources import EMBEDDED_DATASET
+from ddpm_mnist.images.batches import Images, scale
+from ddpm_mnist.images.dataset import EMBEDDED_DATASET
 from ddpm_mnist.training.config import parse_args
 
 

@@ -11,7 +11,7 @@ import nbformat
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from ddpm_mnist.loss import squared_error
+from train_ddpm_mnist import train
 
 PATH = ROOT / "notebooks/ddpm_mnist.ipynb"
 
@@ -20,8 +20,8 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def outputs(notebook, kind: str) -> list:
-    return [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == kind]
+def outputs(notebook, output_type: str) -> list:
+    return [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == output_type]
 
 
 def printed(notebook) -> str:
@@ -43,8 +43,8 @@ def test_it_runs_on_a_small_budget(dataset_dir, monkeypatch):
     notebook = saved()
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(PATH.parent)}}).execute()  # or raises
     text = printed(notebook)
-    assert re.search(r"train_ddpm_mnist\.py:\d+ +loss = \(weights \* error\)\.mean\(\)", text)  # eq. 14's line
-    assert inspect.getsource(squared_error) in text
+    assert re.search(r"train_ddpm_mnist\.py:\d+ +loss = F\.mse_loss\(model_output", text)  # eq. 14
+    assert inspect.getsource(train) in text
     (bits,) = re.findall(r"bound: ([\d.]+)", text)
     assert 0 < float(bits) < 40
     assert pictures(notebook) == pictures(saved()) > 15
@@ -60,7 +60,7 @@ def test_it_is_saved_with_the_outputs_of_one_run():
     assert not re.search(r"/(root|home|tmp|work|Users)/", printed(notebook))  # nobody's folders
 
 
-def test_it_names_lines_that_are_still_there():
+def test_it_names_lines_of_the_repository():
     """`file:number    line` in its outputs: the line is in that file, though its number may have moved."""
     shown = re.findall(r"^(\S+\.py):\d+ {4}(.+)$", printed(saved()), re.MULTILINE)
     assert len(shown) > 15

@@ -4,16 +4,17 @@
 
 Prints the mean squared error of x_0 (images in [-1, 1]) on test images, with the same noise for every model. The
 columns are log SNRs and not timesteps, so that models with different schedules and targets can be compared. At log SNR
--2 the digit is being decided: of all columns, that one correlates best with the Fréchet distance of samples
-(docs/results.md).
+-2 the digit is being decided: of all columns, that one correlates best with the Fréchet distance of samples (README.md
+in this folder).
 """
 
 import argparse
 
 import torch
 
-from ddpm_mnist.data import ImageShape, load_data, scale
 from ddpm_mnist.evaluation.report import x0_errors
+from ddpm_mnist.images.batches import scale
+from ddpm_mnist.images.dataset import ImageShape, load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import DataOptions
 from ddpm_mnist.randomness import seeded_generator

@@ -2,8 +2,8 @@
 
 Each trial is the default with something changed. A short run measures its speed, without start-up, validation and
 export. The trial then trains for as many updates as fit into `--minutes` at that speed, and `python evaluate.py`
-measures the model, by DDIM in 50 steps in all rows. Results are appended to `trials.jsonl` in this folder, whose rows
-of this machine are printed.
+measures the model, by DDIM in 50 steps in all rows. Results are appended to `trials.jsonl` in this folder, and all
+rows of this machine are printed.
 """
 
 import argparse
@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ddpm_mnist.record import METRICS_FILE, read_metrics
+
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 EPSILON, UNIFORM = ["--scheduler.prediction_type=epsilon"], ["--uniform_timesteps=1"]
-COSINE, OF_NOISE = ["--scheduler.beta_schedule=squaredcos_cap_v2"], ["--loss_weighting=noise"]
 TRIALS = {  # name: options over configs/mnist.yaml
     "the default": [],
     "the paper's recipe": ["--config=configs/paper.yaml"],
@@ -28,11 +29,8 @@ TRIALS = {  # name: options over configs/mnist.yaml
     "widths (32, 64, 64)": ["--unet.block_out_channels=[32,64,64]"],
     "epsilon": EPSILON,
     "uniform t": UNIFORM,
-    "the error of the noise": OF_NOISE,
-    "t by log SNR ~ N(-1, 2), 30% uniform": ["--log_snr_mean=-1", "--log_snr_std=2", "--uniform_timesteps=0.3"],
     "timesteps not stratified": ["--timestep_sampling=uniform"],
-    "min-SNR 5": ["--snr_gamma=5"],
-    "cosine betas": COSINE,
+    "cosine betas": ["--scheduler.beta_schedule=squaredcos_cap_v2"],
     "narrow (16, 32, 64)": ["--unet.block_out_channels=[16,32,64]"],
     "wide (32, 64, 128)": ["--unet.block_out_channels=[32,64,128]"],
     "batch 32": ["--train_batch_size=32"],
@@ -64,7 +62,7 @@ def train(name: str, options: list[str], steps: int, output_dir: Path, dataset: 
     if name in PEERS:
         results = json.loads((output_dir / "peer.json").read_text(encoding="utf-8"))
         return results["images_per_second"], results["loss"]
-    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(output_dir / METRICS_FILE)
     rate = statistics.median(line["images_per_second"] for line in lines[1:] or lines)
     return rate, statistics.mean(line["loss"] for line in lines[-10:])
 
@@ -115,15 +113,14 @@ def main() -> None:
             print(name, metrics, flush=True)
 
     print(f"\nOn {args.machine}:\n")
-    print("| minutes | recipe | updates | images/s | loss | Fréchet | confident | precision | recall | coverage |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| minutes | recipe | updates | images/s | loss | Fréchet | confident | precision | recall |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row.get("machine") == args.machine]
     for r in sorted(rows, key=lambda r: (r["minutes"], r["frechet_distance"])):
         print(
             f"| {r['minutes']:g} | {r['trial']} | {r['updates']:,} | {r['images_per_second']:.0f} | {r['loss']:.4f} |"
             f" {r['frechet_distance']:.2f} | {r['confident']:.1%} | {r['precision']:.3f} | {r['recall']:.3f} |"
-            f" {r['coverage']:.3f} |"
         )
 
 

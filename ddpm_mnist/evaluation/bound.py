@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.special import log_ndtr
 from tqdm.auto import tqdm
 
-from ..data import Images, scale
+from ..images.batches import Images, scale
 from ..randomness import seeded_generator
 from ..scheduler import DDPMScheduler
 

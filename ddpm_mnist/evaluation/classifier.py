@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ..data import Data, Images, index_batches, scale
 from ..errors import ConfigError
+from ..images.batches import Images, index_batches, scale
+from ..images.dataset import Data
 from ..randomness import seeded_generator
 
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # a classifier of other code is not read

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import Data, Images, scale
 from ..errors import ConfigError
+from ..images.batches import Images, scale
+from ..images.dataset import Data
 from ..loading import Model
 from ..randomness import seeded_generator
 from ..sampling import grid, to_pil

@@ -229,13 +229,12 @@ class CheckpointPusher:
             return
         try:
             make_repo(self.api, self.repo_id, self.private)
-            contents = {path.relative_to(run): path for path in checkpoint.rglob("*") if path.is_file()}
-            contents[Path(CONFIG_FILE)] = published_config(run)
-            for path in filter(Path.is_file, (run / METRICS_FILE, run / "logs" / "run_id")):
-                contents[path.relative_to(run)] = path.read_bytes()  # as it is now: it may grow
+            contents = {path.relative_to(run).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
+            contents[CONFIG_FILE] = published_config(run)
+            contents[METRICS_FILE] = (run / METRICS_FILE).read_bytes()  # as it is now: it grows
             gone = {name for name in self.pushed if not (run / name).is_dir()}
             with hub_errors(self.repo_id):
-                operations = [CommitOperationAdd(path.as_posix(), content) for path, content in contents.items()]
+                operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
                 operations += [CommitOperationDelete(f"{name}/") for name in gone]
                 checkpoint.stat()  # fails if the run has deleted it, perhaps while its files were listed
                 self.api.create_commit(self.repo_id, operations, commit_message=f"Add {checkpoint.name}")

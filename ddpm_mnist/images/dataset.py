@@ -1,1 +1,257 @@
-from ..data import Data, ImageShape, load_data  # noqa: F401
+"""The data of a run: where its images come from, which are held out, and their labels."""
+
+import gzip
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ConfigError, cause_of, first_line, shorten
+from ..offline import hub_or_cache
+from ..options import DataOptions
+from ..randomness import seeded_generator
+from .batches import Images, memory_mapped
+from .decode import decode_column, has_colour, open_image
+
+DEFAULT_DATASET = "ylecun/mnist"
+EMBEDDED_DATASET = "scikit-learn digits"
+DOCS = 'see "Other images" in docs/running.md'
+MOST_CLASSES = 100_000  # larger numbers identify something else
+LOOKED_AT = 256  # images that decide whether a set has colour
+MIN_CONTRAST = 4  # of 255; a smaller range means unscaled pixels, such as 0 and 1
+ARRAYS = {"x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels"}
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What a U-Net takes: images `[channels, size, size]`, and labels 0 ... num_classes - 1."""
+
+    channels: int | None  # None: 1 or 3, as the images have
+    size: int
+    num_classes: int | None = None  # None: no labels
+
+
+@dataclass
+class Data:
+    """`train`: endless batches through `index_batches`; `test`: held-out images; `fingerprint`: what was read."""
+
+    name: str  # the Hub id, or the name of the local folder without its path
+    train: Images
+    test: Images
+    fingerprint: str
+    local: bool = False  # read from this machine's disk: its name says nothing elsewhere
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return self.test.images.shape[1]
+
+    @property
+    def pixels(self) -> int:
+        """Numbers in an image: channels times height times width."""
+        return self.test.images[0].numel()
+
+
+def load_data(
+    options: DataOptions, shape: ImageShape, num_held_out: int | None = None, warn=print, with_labels: bool = False
+) -> Data:
+    """Everything that a run reads: images to train on, and at most `num_held_out` others.
+
+    Labels are read only if they are needed: for the classes in `shape`, or `with_labels`. What cannot be loaded or used
+    is a ConfigError that says what to do.
+    """
+    name, splits, local = load_splits(options, warn)
+    with_labels = with_labels or shape.num_classes is not None
+    column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
+    label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
+    parts = hold_out(splits, label_column, num_held_out, warn)
+    labels, test_labels = (read_labels(part, label_column, shape) if with_labels else None for part in parts)
+    if shape.num_classes and (absent := sorted(set(range(shape.num_classes)) - set(labels.tolist()))):
+        warn(f"{name}: no training image is of class {shorten(absent)}, which the U-Net cannot learn.")
+
+    files = [undecoded(part, column) for part in parts]
+    channels = shape.channels or channels_of(files[0], column)
+    how = {"channels": channels, "size": shape.size, "center_crop": options.center_crop}
+    rows, test_rows = (decode_column(part, options.dataloader_num_workers, **how) for part in files)
+    if count := sum(rows["transparent"][:]):
+        warn(f"{name}: {count:,} of {len(rows):,} images are transparent and are put on white.")
+    images, test_images = (memory_mapped(part, (channels, shape.size, shape.size)) for part in (rows, test_rows))
+    low, high = images.aminmax()
+    if high - low < MIN_CONTRAST:
+        raise ConfigError(f"--dataset_name: the pixels lie between {low} and {high}; scale them to 0 ... 255")
+    return Data(name, Images(images, labels), Images(test_images, test_labels), fingerprint(images, labels), local)
+
+
+def column_of(splits: DatasetDict, option: str, named: str | None, feature_type, needed: bool) -> str | None:
+    """The named column, or the only one of that type, else None. ConfigError: it is named or needed, and absent."""
+    features = splits["train"].features
+    columns = [name for name, feature in features.items() if isinstance(feature, feature_type)]
+    if named in features or (named is None and len(columns) == 1):
+        return named or columns[0]
+    if named or needed:
+        use = f"name the column to use as {feature_type.__name__}, one of {shorten(features)}"
+        raise ConfigError(f"{option}{f' {named}' if named else ''}: {use}; or {DOCS}")
+    return None
+
+
+def hold_out(splits: DatasetDict, label_column: str | None, count: int | None, warn) -> list[Dataset]:
+    """The images to train on, and at most `count` others: of the test or validation split, else a twentieth of train.
+
+    A split with hidden labels is not used, whether labels are needed or not: training and evaluation must agree.
+    ConfigError: the train split is too small.
+    """
+    train = splits["train"]
+    others = [split for split in ("test", "validation") if len(splits.get(split, ()))]
+    usable = [split for split in others if label_column is None or has_labels(splits[split], label_column)]
+    if usable[:1] != others[:1]:
+        warn(f"The {others[0]} split has no labels, so that other images are held out.")
+    if usable:
+        held_out = splits[usable[0]]
+    else:  # drawn, since a set may be sorted by class
+        order = torch.randperm(len(train), generator=seeded_generator(0, "subset"))
+        cut = max(1, len(order) // 20)
+        train, held_out = (train.select(sorted(rows.tolist())) for rows in (order[cut:], order[:cut]))
+    if len(train) == 0:
+        raise ConfigError(f"--dataset_name: the train split has {len(splits['train'])} images; give it more")
+    return [train, held_out.select(spread(len(held_out), count))]
+
+
+def spread(length: int, count: int | None) -> np.ndarray:
+    """`count` of the numbers 0 ... length - 1, evenly spread, since a set may be sorted; all if it is None or more."""
+    return np.linspace(0, length - 1, min(length, count or length)).round().astype(int)
+
+
+def has_labels(dataset: Dataset, column: str) -> bool:
+    """Whether a split has the column, and not only None or -1 in it."""
+    return column in dataset.features and any(label not in (None, -1) for label in dataset[column][:])
+
+
+def read_labels(dataset: Dataset, column: str, shape: ImageShape) -> Tensor:
+    """`[N]` int64. ConfigError: a row without a label, or with one that is not a class of the U-Net."""
+    values, end = dataset[column][:], shape.num_classes or MOST_CLASSES
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, float)) or value % 1 != 0 or not 0 <= value < end:
+            problem = f"row {row} holds {value!r:.40}, which is not a class number below {end} (unet.num_class_embeds)"
+            raise ConfigError(f"--label_column {column}: {problem}; {DOCS}")
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def undecoded(dataset: Dataset, column: str) -> Dataset:
+    """The image column alone, as the files in it. ConfigError: it holds something else."""
+    try:
+        return dataset.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # of `datasets` and of Arrow
+        raise ConfigError(f"--image_column {column}: does not hold images ({first_line(error)}); {DOCS}") from error
+
+
+def channels_of(dataset: Dataset, column: str) -> int:
+    """1 if all images that are looked at are grey, however they are stored, else 3."""
+    for row in dataset.select(spread(len(dataset), LOOKED_AT)):
+        with suppress(Exception):  # decoding all of them, later, names those that cannot be decoded
+            if has_colour(open_image(row[column])[0]):
+                return 3
+    return 1
+
+
+def fingerprint(images: Tensor, labels: Tensor | None) -> str:
+    """A short text that differs if the pixels or the labels that are trained on do, wherever they are kept."""
+    digest = hashlib.sha256(images.numpy())
+    if labels is not None:
+        digest.update(labels.numpy())
+    return f"{len(images)} images, {digest.hexdigest()[:16]}"
+
+
+def load_splits(options: DataOptions, warn) -> tuple[str, DatasetDict, bool]:
+    """The dataset's name without a path, its splits, and whether it was read from this machine's disk.
+
+    Without a name: ylecun/mnist, from the cache if the Hub cannot be reached, and otherwise, after a loud warning, the
+    embedded digits. A name that was given is never replaced. ConfigError: it has no train split, or cannot be loaded.
+    """
+    name = options.dataset_name or DEFAULT_DATASET
+    option, path, local = f"--dataset_name {name}", Path(name), Path(name).exists()
+    if name == EMBEDDED_DATASET:
+        return name, embedded_digits(), False
+    missing = f"{option}: no such folder, and not on the Hub, or private; check the name, or run `hf auth login`"
+    try:
+        if local:
+            splits = read_local(path, options)
+        else:
+            with hub_or_cache(name, "dataset", missing):
+                splits = datasets.load_dataset(name, options.dataset_config_name, cache_dir=options.cache_dir)
+    except ConfigError:
+        raise
+    except Exception as error:  # `datasets` and what reads for it raise what they like
+        if isinstance(error, ConnectionError) and options.dataset_name is None:
+            warn(
+                f"\n!!! The Hub cannot be reached and {name} is not in the cache: TRAINING ON {EMBEDDED_DATASET}"
+                " INSTEAD (1,797 real ones).\n!!! For MNIST, connect, or name a local copy with --dataset_name.\n"
+            )
+            return EMBEDDED_DATASET, embedded_digits(), False
+        advice = DOCS if local else "check the name and the network, or name a local folder"
+        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {advice}") from error
+    if "train" not in splits:
+        raise ConfigError(f"{option}: has no train split ({shorten(splits)}); put images into a folder named train")
+    shown = path.resolve().name if local else name  # a path is nobody else's business
+    return shown, splits.with_format(None), local
+
+
+def read_local(path: Path, options: DataOptions) -> DatasetDict:
+    """A folder or a file: MNIST's own arrays, what `save_to_disk` saved, or what `load_dataset` reads."""
+    if arrays := read_arrays(path):
+        return from_arrays(arrays)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = datasets.load_from_disk(path)
+        return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    folder, file = (path, None) if path.is_dir() else (path.absolute().parent, path.name)
+    return datasets.load_dataset(str(folder), options.dataset_config_name, data_files=file, cache_dir=options.cache_dir)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """`ARRAYS` from Keras' mnist.npz, or from a folder with the idx files of MNIST's page; empty for anything else."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return {key: file[key] for key in ARRAYS if key in file}
+    files = {key: sorted(filter(Path.is_file, path.glob(f"{name}[-.]idx[13]-ubyte*"))) for key, name in ARRAYS.items()}
+    return {key: read_idx(some[0]) for key, some in files.items() if some}  # the first is not compressed
+
+
+def read_idx(file: Path) -> np.ndarray:
+    """The format of yann.lecun.com: a magic number whose last byte counts the dimensions, the sizes, the bytes."""
+    try:
+        content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
+        shape = np.frombuffer(content, ">u4", content[3], offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except Exception as error:  # of gzip, zlib, NumPy and the disk
+        raise ConfigError(f"--dataset_name {file}: not a complete idx file ({first_line(error)})") from error
+
+
+def from_arrays(arrays: dict[str, np.ndarray]) -> DatasetDict:
+    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`."""
+    splits = DatasetDict()
+    for split in ("train", "test"):
+        if f"x_{split}" not in arrays:
+            continue
+        splits[split] = Dataset.from_dict({"image": [Image.fromarray(p.squeeze()) for p in arrays[f"x_{split}"]]})
+        if f"y_{split}" in arrays:
+            labels = arrays[f"y_{split}"].reshape(-1).tolist()
+            classes = datasets.ClassLabel(num_classes=int(max(labels)) + 1)
+            splits[split] = splits[split].add_column("label", labels, feature=classes)
+    return splits
+
+
+def embedded_digits() -> DatasetDict:
+    """scikit-learn's 1,797 handwritten digits, real and in its wheel: 8x8, upscaled to 28x28; the last 297 for test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = [Image.fromarray(image) for image in (digits.images * (255 / 16)).round().astype(np.uint8)]
+    images = np.stack([np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)) for image in small])
+    whole = from_arrays({"x_train": images, "y_train": digits.target})["train"]
+    return DatasetDict(train=whole.select(range(1500)), test=whole.select(range(1500, 1797)))

@@ -77,24 +77,17 @@ def check_models(config: TrainConfig) -> None:
         )
 
 
-def start_from(unet: UNet2DModel, name: str, say=print) -> None:
+def start_from(unet: UNet2DModel, name: str) -> None:
     """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
 
-    The embeddings of classes start anew if the number of classes differs.
+    Embeddings of classes that it does not have, or has in another number, start anew.
 
     Raises:
         ConfigError: it cannot be read, or its weights have other names or shapes.
     """
-    source = load_unet(name, "--init_from").state_dict()
-    target = unet.state_dict()
-    for key in [key for key in target if key.startswith("class_embedding.")]:
-        if key not in source or source[key].shape != target[key].shape:
-            say(f"--init_from {name}: has other classes; {key} starts anew.")
-            source[key] = target[key]
-    for key in [*target, *source]:
-        theirs, ours = (list(weights[key].shape) if key in weights else "absent" for weights in (source, target))
-        if theirs != ours and not (key.startswith("class_embedding.") and ours == "absent"):
-            raise ConfigError(
-                f"--init_from {name}: {key} is {theirs} there and {ours} here; give the unet options of that model"
-            )
-    unet.load_state_dict({key: source[key] for key in target})
+    source, target = load_unet(name, "--init_from").state_dict(), unet.state_dict()
+    fits = {key: v for key, v in source.items() if key in target and v.shape == target[key].shape}
+    unfit = [key for key in source | target if key not in fits and not key.startswith("class_embedding.")]
+    if unfit:
+        raise ConfigError(f"--init_from {name}: {unfit[0]} does not fit; give the unet options of that model")
+    unet.load_state_dict(target | fits)

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent.
 
-A checkpoint is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the size
-and SHA-256 of each file, and only then renamed; older ones are deleted after that. So whenever and however a run is
-stopped, the newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read back with
+A checkpoint is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the
+SHA-256 of each file, and only then renamed; older ones are deleted after that. So whenever and however a run is
+stopped, the newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read with
 `weights_only=True`, which runs no code.
 
     checkpoint-500/unet/         the weights, as diffusers writes them
@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
-from ..record import sha256
+from ..record import flat, sha256, write_json
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names where the system has that, is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # and syncs only what is open for writing
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what is open for writing
     try:
         os.fsync(descriptor)
     finally:
@@ -83,9 +83,7 @@ def save_checkpoint(
             save_file(tensors, draft / name / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         torch.save(state, draft / "state.pt")
         files = sorted(p for p in draft.rglob("*") if p.is_file())
-        listed = {p.relative_to(draft).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        manifest = json.dumps({"step": step, "files": listed}, indent=1)
-        (draft / MANIFEST).write_text(manifest, encoding="utf-8")
+        write_json(draft / MANIFEST, {"files": {p.relative_to(draft).as_posix(): sha256(p) for p in files}})
         for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
             fsync(path)
     except Exception as e:  # the writers report a full disk in three ways
@@ -109,19 +107,15 @@ def save_checkpoint(
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-            if sha256(path) != expected["sha256"]:
-                return f"{name} was altered"
-    except FileNotFoundError:
+    if not (checkpoint / MANIFEST).is_file():
         return "it has no manifest"
-    except Exception as e:  # of whatever the file holds
+    try:
+        for name, digest in json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"].items():
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if sha256(checkpoint / name) != digest:
+                return f"{name} was altered"
+    except Exception as e:  # whatever the file holds
         return f"its manifest cannot be read ({first_line(e)})"
     return None
 
@@ -153,30 +147,23 @@ def load_state(checkpoint: Path, run: dict) -> dict:
     """The `state` of `save_checkpoint`, on the CPU.
 
     Args:
-        run: the identity of the run that resumes; each entry must equal the checkpoint's.
+        run: the identity of the run that resumes, which must equal the checkpoint's; {}: any.
 
     Raises:
         ConfigError: an entry differs; the message names it and both values.
     """
     try:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-        saved = state["run"]
+        saved, now = flat(state["run"]), flat(run)
     except Exception as e:  # of the unpickler; it runs no code of the file
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: state.pt cannot be read ({first_line(e)}); try another"
         ) from e
-    for name, value in run.items():
-        before = saved.get(name)
-        if before != value:
-            if isinstance(value, dict) and isinstance(before, dict):  # name the key, not the whole section
-                name, before, value = next(
-                    (f"{name}.{key}", before.get(key), value.get(key))
-                    for key in [*value, *before]
-                    if before.get(key) != value.get(key)
-                )
+    for name in now | saved if run else {}:
+        if saved.get(name) != now.get(name):
             raise ConfigError(
-                f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {before}, this run has {value}; "
-                f"give the same, or start anew in another --output_dir with --init_from {checkpoint}"
+                f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {saved.get(name)}, this run has "
+                f"{now.get(name)}; give the same, or start anew in another --output_dir with --init_from {checkpoint}"
             )
     return state
 

@@ -80,8 +80,8 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class OptimizationOptions:
-    """Optimization"""
+class RunOptions:
+    """Length, batches and hardware"""
 
     train_batch_size: int = opt(64, "Images per process and micro-batch.", at_least=1)
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.", at_least=1)
@@ -89,83 +89,64 @@ class OptimizationOptions:
     num_train_epochs: int | None = opt(
         None, "Length of the run in passes over the images, instead of max_train_steps.", at_least=1
     )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
+        "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
+    )
+    init_from: str | None = opt(
+        None, "Start from the weights of this pipeline (folder or Hub id) or checkpoint folder.", path=True
+    )
     resolution: int | None = opt(
         None, "Height and width of the images. Default: unet.sample_size, which it sets.", at_least=1
     )
-    random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.", fixed_on_resume=True)
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Recipe: a checkpoint can only be resumed with the same values"""
+
     optimizer: Literal["adamw", "muon"] = opt(
-        RECOMMENDED["optimizer"], "muon: Muon for hidden weights, AdamW for the rest.", fixed_on_resume=True
+        RECOMMENDED["optimizer"], "muon: Muon for hidden weights, AdamW for the rest."
     )
-    learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True, fixed_on_resume=True)
+    learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True)
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = opt("cosine", "Shape of the learning rate after the warm-up.", fixed_on_resume=True)
-    lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0, fixed_on_resume=True)
+    ] = opt("cosine", "Shape of the learning rate after the warm-up.")
+    lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0)
     momentum_warmup_steps: int = opt(
-        RECOMMENDED["momentum_warmup_steps"],
-        "Updates over which Muon's momentum rises from 0.85 to 0.95.",
-        at_least=0,
-        fixed_on_resume=True,
+        RECOMMENDED["momentum_warmup_steps"], "Updates over which Muon's momentum rises from 0.85 to 0.95.", at_least=0
     )
-    adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True, fixed_on_resume=True)
-    adam_beta2: float = opt(0.99, "AdamW's beta2.", fraction=True, fixed_on_resume=True)
-    adam_weight_decay: float = opt(0.01, "AdamW's weight decay.", at_least=0, fixed_on_resume=True)
-    adam_epsilon: float = opt(1e-8, "AdamW's epsilon.", positive=True, fixed_on_resume=True)
-    max_grad_norm: float = opt(1.0, "Clip the gradient to this norm.", positive=True, fixed_on_resume=True)
-    use_ema: bool = opt(
-        True, "Average the weights; samples, and the exported pipeline, use the average.", fixed_on_resume=True
-    )
+    adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True)
+    adam_beta2: float = opt(0.99, "AdamW's beta2.", fraction=True)
+    adam_weight_decay: float = opt(0.01, "Weight decay, of Muon too.", at_least=0)
+    adam_epsilon: float = opt(1e-8, "AdamW's epsilon.", positive=True)
+    max_grad_norm: float = opt(1.0, "Clip the gradient to this norm.", positive=True)
+    use_ema: bool = opt(True, "Average the weights; samples, and the exported pipeline, use the average.")
     ema_max_decay: float = opt(
-        0.9999,
-        "Upper limit of the decay, which is (1 + n) / (10 + n) after n updates: about a run's last tenth.",
-        fraction=True,
-        fixed_on_resume=True,
+        0.9999, "Upper limit of the decay, (1 + n) / (10 + n) after n updates: about a run's last tenth.", fraction=True
     )
     class_dropout_prob: float = opt(
         0.0,
         "Share of labels dropped, for classifier-free guidance; the last of unet.num_class_embeds then means none.",
         fraction=True,
-        fixed_on_resume=True,
     )
+    random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.")
     timestep_sampling: Literal["uniform", "stratified"] = opt(
         RECOMMENDED["timestep_sampling"],
         "Draw the timesteps of a batch one by one, or spread evenly, which lowers the noise of the gradient.",
-        fixed_on_resume=True,
     )
     uniform_timesteps: float = opt(
         RECOMMENDED["uniform_timesteps"],
-        "Share of the timesteps drawn uniformly; the others where the image is being decided, log SNR ~ N(-1.75, "
-        "1.9^2).",
+        "Share of uniform timesteps; the others lie where the image is being decided, log SNR ~ N(-1.75, 1.9^2).",
         at_least=0,
         at_most=1,
-        fixed_on_resume=True,
     )
     reference_images: int = opt(
         RECOMMENDED["reference_images"],
         "Where x_t is mostly noise, the target is a mean over N training images, weighted by how probable each is; at "
         "most 64 MB of them. 0: the noise that was drawn.",
         at_least=0,
-        fixed_on_resume=True,
     )
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
-        "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
-    )
-    process_timeout_minutes: float = opt(
-        5.0,
-        "How long a process waits for the others (also for the first, which decodes a new dataset) before it ends.",
-        positive=True,
-        at_most=1e6,
-    )
-    init_from: str | None = opt(
-        None, "Start from the weights of this pipeline (folder or Hub id) or checkpoint folder.", path=True
-    )
-    seed: int = opt(
-        0,
-        "Fixes initial weights, data order, timesteps and noise.",
-        at_least=0,
-        at_most=2**63 - 1,
-        fixed_on_resume=True,
-    )
+    seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, at_most=2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -193,7 +174,7 @@ class HubOptions:
 
 
 @dataclass(frozen=True)
-class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOptions, DataOptions):
+class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, OutputOptions, DataOptions):
     """The options of `train_ddpm_mnist.py`; names as in diffusers' training examples.
 
     A dataclass lists the fields of its bases from right to left.
@@ -227,10 +208,8 @@ class TrainConfig(HubOptions, ValidationOptions, OptimizationOptions, OutputOpti
         The length of the run, logging, validation and saving may change; so may the number of processes, as long as the
         global batch does not.
         """
-        fixed = {option.name for option in options_of(type(self)) if option.metadata["fixed_on_resume"]}
-        if self.optimizer != "muon":
-            fixed.remove("momentum_warmup_steps")
-        return {name: value for name, value in vars(self).items() if name in fixed or name in SECTIONS}
+        names = {*(option.name for option in options_of(RecipeOptions)), *SECTIONS}
+        return {name: value for name, value in vars(self).items() if name in names}
 
     def saved(self) -> dict[str, Any]:
         """The settings of the run, without those of one launch only, and with absolute paths of what it reads."""

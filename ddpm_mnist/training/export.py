@@ -17,9 +17,10 @@ from ..record import RESULTS_FILE, weights_sha256, write_json
 from ..sampling import grid, moments_to_show, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
-from .output_dir import GALLERY
 from .run import Run
 from .validation import evaluating, sample_options
+
+GALLERY = 8  # single samples for the model card
 
 
 def export(run: Run) -> None:
@@ -94,10 +95,8 @@ def write_card_pictures(run: Run) -> None:
 
 
 def write_results(run: Run, seconds: float) -> None:
-    """What the run measured, and how it was trained, into train_results.json and the trackers."""
-    accelerator, metrics = run.accelerator, run.log.last
-    final = {key: value for key, value in metrics.items() if key.startswith("held_out") or key == "loss"}
-    run.log.write_final(run.step, final | {"minutes": seconds / 60, "parameters": run.parameters})
+    """What the run measured, and how it was trained, into train_results.json."""
+    accelerator = run.accelerator
     results = {
         "dataset": run.data.name,
         "dataset_is_local": run.data.local,
@@ -105,7 +104,7 @@ def write_results(run: Run, seconds: float) -> None:
         "parameters": run.parameters,
         "steps_of_this_session": run.step - run.first_step,
         "minutes_of_this_session": seconds / 60,
-        "metrics": metrics,
+        "metrics": run.log.last,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",

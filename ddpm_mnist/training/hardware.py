@@ -5,11 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 
 from ..device import use_cpu_is_set
 from ..errors import ConfigError, first_line
@@ -28,19 +27,17 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     for name in UNSUPPORTED:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
             raise ConfigError(
-                f"ACCELERATE_USE_{name}: the script trains with plain data parallelism; `accelerate launch` it with a "
-                "config that does not turn this on, or unset the variable"
+                f"ACCELERATE_USE_{name}: the script trains with plain data parallelism; unset it, or launch with a "
+                "config that does not turn it on"
             )
     check_gpus()
     precision, why = resolve_mixed_precision(config.mixed_precision)
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))
     trackers = tracker_names(config.report_to)
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
             log_with=trackers,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
-            kwargs_handlers=[timeout],
         )
     except Exception as error:  # whatever the environment makes Accelerate load
         raise ConfigError(f"Accelerate cannot start ({first_line(error)}); check the launcher's config") from error
@@ -65,13 +62,11 @@ def settings_restored() -> Iterator[None]:
 def check_gpus() -> None:
     """Check that this machine has a GPU for each process, or shows none. ConfigError: it has fewer.
 
-    On the CPU too, since Accelerate's barrier passes a GPU's index for each process there, and fails without that GPU.
+    On the CPU too: Accelerate's barrier names a GPU for each process there, and fails without that GPU.
     """
     processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
     if gpus and processes.isdigit() and int(processes) > gpus:
-        advice = f"start {gpus}, or set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1 for processes on the CPU"
-        if use_cpu_is_set():
-            advice = "set CUDA_VISIBLE_DEVICES=-1 too, which Accelerate needs for several processes on the CPU"
+        advice = f"start {gpus}, or, for processes on the CPU, set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"
         raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {advice}")
 
 
@@ -83,25 +78,17 @@ def check_processes(accelerator: Accelerator) -> None:
             f"WORLD_SIZE is {launched}, but the processes do not know of each other: no GPU was found. Set "
             "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
         )
-    # `accelerate launch --cpu --num_processes N` sets this, and starts one process
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ and use_cpu_is_set():
-        accelerator.print(
-            "!!! accelerate launch starts ONE process on a CPU, whatever --num_processes says (without MPI). For N: "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train_ddpm_mnist.py ..."
-        )
 
 
 def use_hardware(accelerator: Accelerator) -> None:
-    """Use all cores that a launcher withheld, and, on a GPU, tensor cores (TF32) and deterministic convolutions.
+    """Use all cores that a launcher withheld; on a GPU, TF32 and deterministic convolutions.
 
-    Convolutions use TF32 anyway. Without deterministic ones, a float32 run on an H100 was not repeatable, nor its
-    resumption exact.
+    Without deterministic convolutions, a float32 run on an H100 was not repeatable, nor its resumption exact.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless the user sets it, which halves the speed of two cores
     and wastes seven of eight. A user's own value, without a launcher, is obeyed.
     """
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.deterministic = True
     if accelerator.device.type != "cpu":
         return
     keep_freed_memory()
@@ -129,22 +116,15 @@ def resolve_mixed_precision(value: str) -> tuple[str, str]:
     Raises:
         ConfigError: the hardware does not support the precision, or its name is unknown.
     """
-    cuda = torch.cuda.is_available() and not use_cpu_is_set()
-    why = ""
-    if value == "auto":
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
-        if launched not in ("", "no", "fp16", "bf16"):
-            raise ConfigError(
-                f"ACCELERATE_MIXED_PRECISION {launched}: not supported; launch with bf16, fp16 or no, or give "
-                "--mixed_precision"
-            )
-        if launched in ("fp16", "bf16"):
-            value, why = launched, "as accelerate was told; --mixed_precision sets another"
-        else:
-            value = "bf16" if computes_in_bf16(cuda) else "no"
-            told = " (accelerate's no, which is also its default, cannot be told from none)" if launched == "no" else ""
-            if value == "bf16":
-                why = f"this hardware computes in it{told}; --mixed_precision no turns it off"
+    cuda, why = torch.cuda.is_available() and not use_cpu_is_set(), ""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if value == "auto" and launched != "no":
+        value, why = launched, "as accelerate was told; --mixed_precision sets another"
+    elif value == "auto":
+        value = "bf16" if computes_in_bf16(cuda) else "no"
+        why = "this hardware computes in it; --mixed_precision no turns it off" if value == "bf16" else ""
+    if value not in ("no", "fp16", "bf16"):
+        raise ConfigError(f"ACCELERATE_MIXED_PRECISION {value}: not supported; use --mixed_precision bf16, fp16 or no")
     if value == "fp16" and not cuda and not torch.backends.mps.is_available():
         raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
     return value, why

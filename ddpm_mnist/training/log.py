@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from ..errors import ConfigError, first_line
-from ..record import METRICS_FILE, read_metrics, without_paths
+from ..record import METRICS_FILE, flat, read_metrics, without_paths
 from .config import TrainConfig
 
 
@@ -48,9 +47,13 @@ class MetricsLog:
         self.accelerator, self.last = accelerator, {}
         self.previous = (time.perf_counter(), step)
         self.samples = Path(config.output_dir) / "samples"
-        on = config.report_to != "none" and accelerator.is_main_process
+        options = {  # TensorBoard hides what was logged after the checkpoint that a run resumes from
+            "tensorboard": {"purge_step": step + 1} if step else {},
+            "wandb": {"name": self.samples.parent.resolve().name, "dir": config.output_dir},
+            "trackio": {"name": self.samples.parent.resolve().name, "private": config.hub_private_repo or None},
+        }
         try:
-            accelerator.init_trackers("ddpm-mnist", init_kwargs=tracker_options(config, step) if on else None)
+            accelerator.init_trackers("ddpm-mnist", init_kwargs=options)
             for tracker in accelerator.trackers:
                 if step == 0 or tracker.name != "tensorboard":  # which would show the settings as a second run
                     tracker.store_init_configuration(published_settings(config))
@@ -76,11 +79,6 @@ class MetricsLog:
         if first:
             self.accelerator.print(f"First samples: {path}")
         self.to_trackers(lambda tracker: log_picture(tracker, step, picture))
-
-    def write_final(self, step: int, figures: dict[str, float]) -> None:
-        """The figures of the whole run, for comparisons between runs; train_results.json has them too."""
-        named = {f"final/{key}": value for key, value in figures.items()}
-        self.to_trackers(lambda tracker: tracker.name == METRICS_FILE or tracker.log(named, step=step))
 
     def close(self) -> None:
         """End the log: trackers send what they still hold."""
@@ -118,30 +116,11 @@ def tracker_names(report_to: str) -> str | None:
     raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
 
 
-def tracker_options(config: TrainConfig, step: int) -> dict[str, dict]:
-    """What each tracker is started with, for Accelerate. A run that resumes goes on as the same run of its tracker: it
-    has the id in `logs/run_id`, which lasts as long as the output folder."""
-    output_dir = Path(config.output_dir)
-    path = output_dir / "logs" / "run_id"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
-    run_id = path.read_text(encoding="utf-8").strip()
-    same = {"name": f"{output_dir.resolve().name}-{run_id}", "resume": "allow"}
-    return {
-        "tensorboard": {"purge_step": step + 1} if step else {},  # hides what was logged after the checkpoint
-        "wandb": {**same, "id": run_id, "dir": output_dir},
-        "trackio": {**same, "private": config.hub_private_repo or None},
-    }
-
-
 def published_settings(config: TrainConfig) -> dict[str, int | float | str]:
-    """The settings as trackers take them, without paths: {"unet": {"dropout": 0.1}} -> {"unet.dropout": 0.1}."""
+    """The settings as trackers take them: without paths and sections, and as numbers or text."""
     local = config.dataset_name is not None and Path(config.dataset_name).exists()
-    settings = {}
-    for name, value in without_paths(config.saved(), local).items():
-        settings |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    return {name: v if isinstance(v, (int, float, str)) else str(v) for name, v in settings.items()}
+    settings = flat(without_paths(config.saved(), local))
+    return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in settings.items()}
 
 
 def log_picture(tracker: GeneralTracker, step: int, picture: Image.Image) -> None:

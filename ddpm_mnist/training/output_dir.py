@@ -5,19 +5,13 @@ from pathlib import Path
 
 import filelock
 
-from ..errors import ConfigError, file_problem, first_line, writable_problem
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE
+from ..errors import ConfigError, first_line, writable_problem
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
 from .checkpoint import find_checkpoint, is_draft, steps_of
 from .config import TrainConfig
 
 LOCK_FILE = ".lock"
-GALLERY = 8  # single samples for the model card
-FILES = (  # a run writes these, in part at its end
-    *(CONFIG_FILE, METRICS_FILE, RESULTS_FILE, "model_index.json", "pipeline.py", "trajectory.png"),
-    *("unet/config.json", WEIGHTS_FILE, "scheduler/scheduler_config.json"),
-    *(f"gallery/{number}.png" for number in range(GALLERY)),
-)
-FOLDERS = ("unet", "scheduler", "samples", "gallery")
+FOLDERS = ("", "unet", "scheduler", "samples", "gallery")  # a run writes into these, in part at its end
 BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wandb"}
 
 
@@ -54,9 +48,7 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     option = f"--output_dir {output_dir}"
     if config.overwrite_output_dir and resume:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
-    problems = [file_problem(output_dir / name) for name in FILES]
-    problems += [writable_problem(output_dir / name) for name in FOLDERS]
-    if problem := next(filter(None, problems), None):
+    if problem := next(filter(None, (writable_problem(output_dir / name) for name in FOLDERS)), None):
         raise ConfigError(f"{option}: {problem}")
     if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
         lock_output_dir(output_dir, warn).release()

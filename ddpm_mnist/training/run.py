@@ -1,8 +1,5 @@
 """A training run: its parts, and its state from one update to the next."""
 
-import hashlib
-import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ConfigError, first_line, shorten
+from ..errors import ConfigError
 from ..hub.push import CheckpointPusher
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
@@ -34,8 +31,6 @@ from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
-ONE_AT_A_TIME = threading.Lock()  # Accelerate's state is the process's, and two runs would share it
-LOST_PEER = re.compile("timed? ?out|connection (closed|reset|refused)|peer|gloo|nccl", re.IGNORECASE)
 
 
 class Run:
@@ -61,7 +56,7 @@ class Run:
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
         if config.init_from is not None and checkpoint is None:
-            start_from(bare_unet, config.init_from, accelerator.print)
+            start_from(bare_unet, config.init_from)
         optimizer = build_optimizer(bare_unet, config)
         # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
         self.lr_scheduler = get_scheduler(
@@ -77,11 +72,11 @@ class Run:
         self.references = References(config, data.train) if config.reference_images else None
 
         self.identity = {
-            "dataset": data.fingerprint,
             **config.identity(),
             "unet": config.unet | {"in_channels": data.channels, "out_channels": data.channels},
             "global batch": self.global_batch,
             "mixed precision": accelerator.mixed_precision,
+            "dataset": data.fingerprint,  # last: it differs with the options above too, which say more
         }
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
@@ -199,7 +194,6 @@ class Run:
         """Write a checkpoint. ConfigError: the weights are not finite, or it cannot be written."""
         accelerator = self.accelerator
         self.counts = accelerator.reduce(self.counts, "mean")  # every process can resume from the mean
-        self.check_weights_agree()
         if not all(bool(p.isfinite().all()) for p in self.bare_unet.parameters()):
             raise ConfigError(self.not_finite())
         if accelerator.is_main_process:
@@ -222,18 +216,6 @@ class Run:
             self.ema.optimization_step = state["step"]
         self.step, self.counts = state["step"], state["counts"].to(self.accelerator.device)
         self.accelerator.print(f"Resumed from {self.checkpoint} at step {self.step}.")
-
-    def check_weights_agree(self) -> None:
-        """Compare the weights of all processes, by hash. ConfigError: they differ."""
-        digest = hashlib.sha256()
-        for parameter in self.bare_unet.parameters():
-            digest.update(parameter.detach().cpu().numpy().tobytes())
-        hashes = gather_object([digest.hexdigest()[:8]])
-        if len(set(hashes)) > 1:
-            raise ConfigError(
-                f"the processes hold different weights at step {self.step} ({', '.join(hashes)}): a fault of the"
-                f" hardware or of the libraries; {self.last_good()}"
-            )
 
     def not_finite(self) -> str:
         """The error message of a run whose loss or weights are not finite."""
@@ -282,22 +264,12 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     Raises:
         ConfigError: the model, the data, the output folder or a checkpoint do not fit the config.
     """
-    if not ONE_AT_A_TIME.acquire(blocking=False):
-        raise ConfigError(
-            f"--output_dir {config.output_dir}: another run is going on in this process; start this one after it, or in"
-            " another process"
-        )
     first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
     run = None
     try:
         with settings_restored():
             run = make_run(config)
             yield run
-    except RuntimeError as error:
-        if run is None or run.accelerator.num_processes == 1 or not LOST_PEER.search(str(error)):
-            raise
-        lost = f"another process of the run is gone or stuck ({first_line(error)})"
-        raise ConfigError(f"{lost}; {run.last_good()}; resume with --resume_from_checkpoint latest") from error
     finally:
         try:
             if run is not None:
@@ -306,14 +278,14 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
             if first:
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
-            ONE_AT_A_TIME.release()
 
 
 def make_run(config: TrainConfig) -> Run:
     """A new run, or one as its checkpoint holds it. ConfigError: see `prepare`."""
     check_models(config)
     accelerator = start_accelerator(config)
-    checkpoint = checkpoint_of_all(config, accelerator)
+    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
+    checkpoint = gather_object([checkpoint])[0]
     if config.push_to_hub or config.push_checkpoints:  # now, and not after the training
         check_repo_id(config.hub_model_id)
         read_token()
@@ -327,17 +299,3 @@ def make_run(config: TrainConfig) -> Run:
     if checkpoint is not None:
         run.load()
     return run
-
-
-def checkpoint_of_all(config: TrainConfig, accelerator: Accelerator) -> Path | None:
-    """The checkpoint that the main process chose. ConfigError: another process, on another host, does not see it."""
-    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
-    checkpoint = gather_object([checkpoint])[0]
-    seen = gather_object([checkpoint is None or checkpoint.is_dir()])
-    if not all(seen):
-        blind = shorten(i for i, sees in enumerate(seen) if not sees)
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint}: processes {blind} do not see it; put --output_dir on a disk that"
-            " all hosts share, or copy the checkpoint to each"
-        )
-    return checkpoint

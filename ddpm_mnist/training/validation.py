@@ -74,7 +74,7 @@ def held_out_loss(
         images = scale(pixels)
         model_output = unet(scheduler.add_noise(images, epsilon, t), t, class_labels=labels).sample
         target = prediction_target(scheduler, images, epsilon, t)
-        error = F.mse_loss(model_output.float(), target, reduction="none") * noise_error_per_error(scheduler, t)
+        error = F.mse_loss(model_output.float(), target, reduction="none") * noise_error_weights(scheduler, t)
         error = error.mean(dim=(1, 2, 3))
         quarter = F.one_hot(t * 4 // T, 4).to(error.dtype)
         sums += torch.stack([(error[:, None] * quarter).sum(0), quarter.sum(0)])
@@ -83,7 +83,7 @@ def held_out_loss(
     return {"loss": (errors.sum() / counts.sum()).item(), **losses}
 
 
-def noise_error_per_error(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
+def noise_error_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
     """The squared error of the noise that follows from an output, over that of the output; `[B, 1, 1, 1]`, or 1.
 
     For a given x_t, an error e of x_0 is one of -e sqrt(SNR) of epsilon, and an error e of v is one of

@@ -1,0 +1,89 @@
+"""One stored image to pixels: 8 or 16 bits; grey, colour or a palette; transparency becomes white.
+
+`datasets` decodes the file: its format, its orientation, the first frame of an animation.
+"""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL
+from PIL import Image
+
+from ..errors import ConfigError, first_line, shorten
+
+# Part of the key of the cached pixels: changes with this file and with Pillow.
+VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] + PIL.__version__
+
+
+def open_image(cell: dict | None) -> tuple[Image.Image, bool]:
+    """The image in an undecoded cell of `datasets`, mode L or RGB, and whether it was transparent.
+
+    Raises whatever the decoder does, and ValueError for pixels whose range is not known.
+    """
+    if cell is None:
+        raise ValueError("the cell is empty")
+    image = datasets.Image().decode_example(cell)
+    if image.mode.startswith("I;16") and not image.has_transparency_data:
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), False
+    if image.mode[0] in "IF":
+        raise ValueError(f"mode {image.mode} and not 8 or 16 bits; docs/running.md converts it")
+    if not image.has_transparency_data:
+        return image.convert("L" if image.mode in ("1", "L") else "RGB"), False
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB"), image.getchannel("A").getextrema()[0] < 255
+
+
+def has_colour(image: Image.Image) -> bool:
+    """Whether an image of mode L or RGB is not all grey."""
+    return len({channel.tobytes() for channel in image.split()}) > 1
+
+
+def decode(cell: dict | None, channels: int, size: int, center_crop: bool) -> dict[str, bytes | str | bool]:
+    """One cell -> uint8 `[channels, size, size]` as bytes, "WIDTHxHEIGHT" before the resizing, and transparency."""
+    image, transparent = open_image(cell)
+    if center_crop:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    shape = f"{image.width}x{image.height}"
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
+    return {"pixels": pixels.tobytes(), "shape": shape, "transparent": transparent}
+
+
+def decode_rows(cells: list, indices: list[int], version: str, **how) -> dict[str, list]:
+    """`decode` for `datasets.map`; `version` is part of the cache's key. ConfigError: names images that are bad."""
+    rows, problems = [], []
+    for cell, index in zip(cells, indices):
+        try:
+            rows.append(decode(cell, **how))
+        except Exception as error:  # whatever a decoder raises on whatever a file holds
+            path = f" ({cell['path']})" if cell and cell["path"] else ""
+            problems.append(f"image {index}{path}: {first_line(error, 160)}")
+    if problems:
+        raise ConfigError(f"--dataset_name: remove or replace images that cannot be decoded: {shorten(problems, 3)}")
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def decode_column(images: datasets.Dataset, num_proc: int, **how) -> datasets.Dataset:
+    """What `decode` makes of a column of undecoded images, or the cache has. ConfigError: see `decode_rows`; sizes."""
+    rows = images.map(
+        partial(decode_rows, version=VERSION, **how),
+        with_indices=True,
+        batched=True,
+        input_columns=images.column_names,
+        remove_columns=images.column_names,
+        num_proc=num_proc or None,
+        desc="decoding the images (once)",
+    )
+    shapes = sorted(set(rows["shape"]))
+    if not how["center_crop"] and (len(shapes) > 1 or len(set(shapes[0].split("x"))) > 1):
+        problem = f"images of {shorten(shapes, 3)} are not squares of one size"
+        raise ConfigError(f"--dataset_name: {problem}; --center_crop takes the square in the middle of each")
+    return rows

@@ -1,0 +1,107 @@
+"""The target of the loss and the density of timesteps, against their formulas."""
+
+import pytest
+import torch
+
+from ddpm_mnist import DDPMScheduler
+from ddpm_mnist.loss import LOG_SNR_MEAN, LOG_SNR_STD, posterior_mean, prediction_target, timestep_density
+from ddpm_mnist.randomness import draw_noise_and_timesteps
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_x0_follows_from_the_target_and_x_t(prediction_type):
+    scheduler = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
+    timesteps = torch.tensor([0, 100, 300, 999])
+    images, noise = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    target = prediction_target(scheduler, images, noise, timesteps)
+    alpha_prod = scheduler.alphas_cumprod.double()[timesteps][:, None, None, None]
+    x_0 = scheduler.predict_original_sample(target, alpha_prod, scheduler.add_noise(images, noise, timesteps))
+    torch.testing.assert_close(x_0, images, atol=1e-6, rtol=0)
+
+
+def brute_force_mean(x_t, alpha, choices):
+    """E[x_0 | x_t] and E[epsilon | x_t] by eq. 4's density, in float64, for K equally likely x_0: `[K, C, H, W]`."""
+    x_t, choices, alpha = x_t.double(), choices.double(), alpha.double()
+    noises = (x_t - alpha.sqrt() * choices) / (1 - alpha).sqrt()
+    weights = (-0.5 * (noises**2).flatten(1).sum(1)).softmax(0)[:, None, None, None]
+    return (weights * choices).sum(0), (weights * noises).sum(0)
+
+
+def test_the_posterior_mean_is_that_of_the_density_where_x_t_is_mostly_noise():
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler()
+    alike = torch.randn(1, 1, 8, 8)  # else x_t would tell them apart
+    images, references = (alike + 0.3 * torch.randn(n, 1, 8, 8) for n in (40, 30))
+    noise, timesteps = torch.randn(images.shape), torch.arange(40) * 25
+    same_class = torch.rand(40, 30) < 0.5
+    noisy_images = scheduler.add_noise(images, noise, timesteps)
+    alphas = scheduler.alphas_cumprod[timesteps]
+    for allowed in (None, same_class):
+        mean = posterior_mean(scheduler, noisy_images, images, noise, timesteps, references, allowed)
+        torch.testing.assert_close(scheduler.add_noise(*mean, timesteps), noisy_images, atol=1e-5, rtol=0)
+        changed = [not torch.equal(a, b) for a, b in zip(mean[0], images)]
+        assert changed == (alphas < 0.5).tolist() and 20 < sum(changed) < 40
+        for i in range(40):
+            if alphas[i] < 0.5:
+                others = references if allowed is None else references[allowed[i]]
+                expected = brute_force_mean(noisy_images[i], alphas[i], torch.cat([images[i : i + 1], others]))
+                for value, exact in zip((mean[0][i], mean[1][i]), expected):
+                    torch.testing.assert_close(value, exact.float(), atol=2e-4, rtol=0)
+            else:
+                assert torch.equal(mean[1][i], noise[i])
+
+
+def test_the_posterior_mean_does_not_depend_on_which_image_led_to_x_t():
+    """So its mean over the image that was drawn is the mean given x_t: the expected gradient does not change."""
+    torch.manual_seed(0)
+    scheduler, timesteps = DDPMScheduler(), torch.tensor([500])
+    images, x_t = torch.randn(4, 1, 8, 8) * 0.3, torch.randn(1, 1, 8, 8)
+    alpha = scheduler.alphas_cumprod[500]
+    results = []
+    for i in range(4):
+        noise = (x_t - alpha.sqrt() * images[i]) / (1 - alpha).sqrt()
+        others = images[[j for j in range(4) if j != i]]
+        results.append(posterior_mean(scheduler, x_t, images[i : i + 1], noise, timesteps, others))
+    for result in results[1:]:
+        for mean, first in zip(result, results[0]):
+            torch.testing.assert_close(mean, first, atol=1e-5, rtol=0)
+
+
+def test_an_image_without_noise_stays_as_it_is():
+    scheduler = DDPMScheduler(beta_start=1e-9, beta_end=1e-9, num_train_timesteps=2)  # 1 - alpha-bar rounds to 0
+    images, noise, references = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.randn(9, 1, 4, 4)
+    timesteps = torch.tensor([0, 1])
+    noisy_images = scheduler.add_noise(images, noise, timesteps)
+    mean = posterior_mean(scheduler, noisy_images, images, noise, timesteps, references)
+    assert torch.equal(mean[0], images) and torch.equal(mean[1], noise)
+
+
+def test_timesteps_follow_their_density():
+    scheduler = DDPMScheduler()
+    assert timestep_density(scheduler, 1.0) is None
+    normal, mixed = (timestep_density(scheduler, share) for share in (0.0, 0.25))
+    for density in (normal, mixed):
+        assert density.sum().item() == pytest.approx(1) and density.dtype == torch.float64
+    torch.testing.assert_close(mixed, 0.25 / 1000 + 0.75 * normal)
+    log_snr = torch.logit(scheduler.alphas_cumprod.double())
+    mean = (normal * log_snr).sum().item()
+    assert mean == pytest.approx(LOG_SNR_MEAN, abs=0.05)
+    assert (normal * (log_snr - mean) ** 2).sum().sqrt().item() == pytest.approx(LOG_SNR_STD, abs=0.05)
+    shape, device = (64, 1, 2, 2), torch.device("cpu")
+    for sampling in ("uniform", "stratified"):
+        drawn = [draw_noise_and_timesteps(0, i, shape, 1000, device, sampling, mixed)[1] for i in range(300)]
+        counts = torch.bincount(torch.cat(drawn), minlength=1000).double().reshape(20, 50).sum(1) / (300 * 64)
+        expected = mixed.reshape(20, 50).sum(1)
+        assert (counts - expected).abs().max() < (0.01 if sampling == "uniform" else 0.002)
+
+
+def test_stratified_timesteps_are_spread_evenly_and_each_is_uniform():
+    shape, device = (64, 1, 2, 2), torch.device("cpu")
+    drawn = [draw_noise_and_timesteps(0, number, shape, 1000, device, "stratified") for number in range(400)]
+    for _, timesteps in drawn:
+        gaps = timesteps.sort().values.diff()
+        assert gaps.min() >= 15 and gaps.max() <= 16  # 1000 / 64
+        assert timesteps.min() >= 0 and timesteps.max() < 1000
+    first = torch.stack([timesteps[0] for _, timesteps in drawn]).float()
+    assert abs(first.mean() - 499.5) < 4 * 289 / 20 and first.min() < 20 and first.max() > 980
+    assert torch.equal(drawn[7][0], draw_noise_and_timesteps(0, 7, shape, 1000, device)[0])  # the noise is the same
