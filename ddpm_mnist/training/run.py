@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import ConfigError
-from ..hub.checkpoints import CheckpointPusher
+from ..hub.push import CheckpointPusher
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
