@@ -50,8 +50,7 @@ class EvaluateConfig(DataOptions, SampleOptions):
 def parse_args(arguments: list[str]) -> EvaluateConfig:
     """The options; those of the images have the model's own as defaults, and nothing else comes from a model.
 
-    Raises:
-        ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
+    ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
     """
     folder = record_of(peek(arguments, "model").model)
     file, results = folder / CONFIG_FILE, read_json(folder / RESULTS_FILE)
@@ -85,8 +84,7 @@ def record_of(model: str | None) -> Path:
 def evaluate(config: EvaluateConfig) -> str:
     """Measure, write the results and return them as text.
 
-    Raises:
-        ConfigError: an option cannot be right, or the model, the data or the classifier are not what it takes.
+    ConfigError: an option cannot be right, or the model, the data or the classifier are not what it takes.
     """
     if config.bound_images == 1:
         raise ConfigError("--bound_images 1: must be 2 or more for an interval, or 0 for no bound")

@@ -74,9 +74,8 @@ def accuracy(classifier: ResNetForImageClassification, images: Images) -> float:
 def load_judge(model: Model, config) -> Judge:
     """Load the data; the classifier is trained once per dataset, and then loaded from the cache.
 
-    Raises:
-        ConfigError: the data cannot be loaded or is too little; or the classifier's accuracy is below
-            `--min_classifier_accuracy`.
+    ConfigError: the data cannot be loaded or is too little; or the classifier's accuracy is below
+    `--min_classifier_accuracy`.
     """
     data = load_data(config, ImageShape(*model.shape[:2]), with_labels=True)
     if min(len(data.train), len(data.test)) < 10:

@@ -48,8 +48,7 @@ def draw_samples(model: Model, config) -> Images:
 def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     """What evaluation.json holds, the samples, and the training images, `[N, C, H, W]` uint8.
 
-    Raises:
-        ConfigError: the model, the data or the classifier are not what an evaluation takes.
+    ConfigError: the model, the data or the classifier are not what an evaluation takes.
     """
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
     if config.bound_images and variance.startswith("learned"):
@@ -154,10 +153,8 @@ def inception_features(pixels: Tensor) -> Tensor:
 def compare_models(config) -> str:
     """A Markdown table of two models and their difference, both by the same noise.
 
-    Chance changes both alike, and so their difference is known far better than either value.
-
-    Raises:
-        ConfigError: see `measure_model`; or the models draw different images.
+    Chance changes both alike, and so their difference is known far better than either value. ConfigError: see
+    `measure_model`; or the models draw different images.
     """
     models = load_model(config.model), load_model(config.compare, "--compare")
     one, other = ((model.shape, model.num_classes) for model in models)
