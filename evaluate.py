@@ -11,7 +11,6 @@ evaluation.md, two pictures) goes into its card with push_to_hub.py.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.options import DataOptions, SampleOptions, opt, options_of, peek, read_options, read_yaml, run_script
@@ -30,9 +29,6 @@ class EvaluateConfig(DataOptions, SampleOptions):
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
     bound_images: int = opt(
         10, "Test images per timestep of the variational bound, 2 or more; 0: no bound.", at_least=0
-    )
-    feature_extractor: Literal["classifier", "inception"] = opt(
-        "classifier", "inception: also the Fréchet distance that papers quote; needs torch-fidelity and its weights."
     )
     classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
     min_classifier_accuracy: float | None = opt(

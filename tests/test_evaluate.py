@@ -223,15 +223,6 @@ def test_requested_classes_are_recognized_and_taught_from(judge):
     assert values["accuracy_from_samples"][2] > 0.9
 
 
-def test_the_fid_is_one_more_row(judge, monkeypatch):
-    """With a stand-in for the network, whose weights are on the Internet."""
-    monkeypatch.setattr(report, "load_inception", lambda: lambda rgb: (rgb[:, 2, ::9, 14].float(),))
-    judge = judge._replace(config=command.EvaluateConfig(feature_extractor="inception"))
-    samples = bars(100, 4).images
-    (new, ci, floor), (dark, _, _) = (report.measure(Images(x, None), judge)["fid"] for x in (samples, samples // 2))
-    assert ci is None and dark > 10 * new and dark > 10 * floor
-
-
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +263,7 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
         said.append(capfd.readouterr())
     results, again = (json.loads((tmp_path / f"{n}/evaluation.json").read_text()) for n in ("results", "again"))
     assert results["weights_sha256"] == weights_sha256(conditional_model)
-    assert results["metrics"].keys() == report.METRICS.keys() - {"fid"} == results["texts"].keys()
+    assert results["metrics"].keys() == report.METRICS.keys() == results["texts"].keys()
     assert 0 < results["metrics"]["bits_per_dim"] < 40 and results["ci"]["bits_per_dim"] > 0
     assert all(math.isfinite(v) for v in results["metrics"].values()) and again["metrics"] == results["metrics"]
     table = (tmp_path / "results/evaluation.md").read_text()
@@ -324,7 +315,6 @@ def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypa
 
 
 BAD_INPUT = {  # (options, part of the one line that is the answer)
-    "absent network": (["--feature_extractor=inception"], "--feature_extractor inception: not available"),
     "learned variance": (["--model=learned"], "--bound_images: variance_type learned has no bound"),
     "steps": (["--num_inference_steps=1001"], "--num_inference_steps 1001: the model has 1000 timesteps"),
     "file as folder": (["--output_dir", ROOT / "README.md/out"], "README.md is a file; name a folder"),

@@ -3,7 +3,7 @@
 `config` is the options of evaluate.py.
 """
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ConfigError, first_line
+from ..errors import ConfigError
 from ..images.batches import Images, scale
 from ..loading import Model, load_model
 from ..randomness import seeded_generator
@@ -31,7 +31,6 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
     "read_as_asked": ("classified as the requested class", "up"),
     "accuracy_from_samples": ("accuracy of a classifier trained on the samples alone", "up"),
     "nearest_ratio": ("distance to the nearest training image, over that to the nearest test image", "1: no copies"),
-    "fid": ("FID (Inception)", "down"),
     "bits_per_dim": ("variational bound, bits/dim ({evaluations:,} evaluations)", "down"),
 }
 LOG_SNRS = (2, 0, -1, -2, -3)  # at -2 the digit is being decided
@@ -53,8 +52,6 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
     if config.bound_images and variance.startswith("learned"):
         raise ConfigError(f"--bound_images: variance_type {variance} has no bound here; 0 skips it")
-    if config.feature_extractor == "inception":
-        load_inception()  # before the work: it may be absent
     judge = load_judge(model, config)
     data, samples = judge.data, draw_samples(model, config)
     values = measure(samples, judge)
@@ -121,33 +118,12 @@ def metrics_of(
         values["read_as_asked"] = share_and_ci(classes == images.labels)
         values["accuracy_from_samples"] = accuracy(taught, test), None
     values["nearest_ratio"] = bootstrap(lambda x: (x[:, 0].median() / x[:, 1].median()).item(), distances, config.seed)
-    if config.feature_extractor == "inception":
-        reference = gaussian_of(inception_features(test.images))
-        values["fid"] = frechet_distance(inception_features(images.images), reference), None
     return values
 
 
 def nearest_distances(images: Tensor, train: Tensor, test: Tensor, k: int = 1) -> Tensor:
     """`[N, 2]`: to the nearest training image and to the k-th nearest test image."""
     return torch.stack([nearest(images, train)[0][:, 0], nearest(images, test, k)[0][:, -1]], dim=1)
-
-
-@cache
-def load_inception() -> torch.nn.Module:
-    """The network of the FID. ConfigError: torch-fidelity is not installed, or its weights cannot be downloaded."""
-    try:
-        from torch_fidelity.utils import create_feature_extractor
-
-        return create_feature_extractor("inception-v3-compat", ["2048"], cuda=torch.cuda.is_available())
-    except Exception as error:
-        problem = f"--feature_extractor inception: not available ({first_line(error, 80)})"
-        raise ConfigError(f"{problem}; `pip install torch-fidelity` and connect once for its weights") from None
-
-
-def inception_features(pixels: Tensor) -> Tensor:
-    """`[N, 2048]`, of images `[N, C, H, W]`, uint8."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.cat([load_inception()(x.expand(-1, 3, -1, -1).to(device))[0].cpu() for x in pixels.split(100)])
 
 
 def compare_models(config) -> str:
