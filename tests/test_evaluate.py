@@ -93,7 +93,7 @@ def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
 
 
 def test_the_jackknife_keeps_a_sample_of_each_class_together():
-    """Ten classes far apart, in turn: their means say nothing of how well the mean of all is known."""
+    """Ten classes far apart, in turn: their distance does not make the mean of all less certain."""
     samples = gaussian(400, 1, 0) + 10 * (torch.arange(400) % 10)[:, None]
     assert jackknife(lambda x: x.mean().item(), samples, block=10)[1] == pytest.approx(1.96 / 20, rel=0.4)
     assert jackknife(lambda x: x.mean().item(), samples)[1] > 1  # in groups of one class each

@@ -252,7 +252,7 @@ def test_dpmsolver_refuses_as_many_steps_as_timesteps(model):
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_samplers_with_other_rows_of_timesteps_go_all_the_way(name, steps, spacing):
-    """PNDM visits some timesteps twice; DPM-Solver and its kin leave out one more than asked."""
+    """PNDM visits some timesteps twice; DPM-Solver and its relatives skip one more than requested."""
     T, scheduler = 1000, with_timesteps(getattr(diffusers, name)(timestep_spacing=spacing), steps, "cpu")
     assert scheduler.timesteps[0] >= T - T / steps - T / 20 - 1 and scheduler.timesteps[-1] <= T / steps + 1
 
