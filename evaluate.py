@@ -1,11 +1,11 @@
-"""Measure a trained model: are its samples like the real images, as varied, new, and how many bits does it need?
+"""Measure a trained model: quality, variety and novelty of its samples, and its bits per dimension.
 
     python evaluate.py --model ddpm-mnist
-    python evaluate.py --model ddpm-mnist --compare ANOTHER --num_images 500    # which is better, by the same noise?
+    python evaluate.py --model ddpm-mnist --compare ANOTHER --num_images 500    # which is better, from the same noise?
 
-Beside each value stands the floor: the same for real images in place of samples. No download is needed: the features
-are those of a small classifier, trained on the same data. What is written into the model's folder (evaluation.json,
-evaluation.md, two pictures) goes into its card with push_to_hub.py.
+Each value comes with a floor: the same metric for real images in place of samples. The features come from a small
+classifier that is trained here on the same data. push_to_hub.py puts the results in the model's folder
+(evaluation.json, evaluation.md, two pictures) into the model card.
 """
 
 import sys
@@ -33,7 +33,7 @@ class EvaluateConfig(DataOptions, SampleOptions):
     classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
     min_classifier_accuracy: float | None = opt(
         None,
-        "On the test split; less is an error. Default: 0.985 for MNIST, 0 for other images.",
+        "An error if its test accuracy is lower. Default: 0.985 for MNIST, 0 for other images.",
         at_least=0,
         at_most=1,
     )

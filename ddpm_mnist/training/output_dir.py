@@ -76,7 +76,7 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     return checkpoint
 
 
-def begin_output_dir(config: TrainConfig, more_to_train: bool = True) -> None:
+def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     """Save the settings in the folder.
 
     `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the

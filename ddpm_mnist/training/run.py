@@ -134,8 +134,8 @@ class Run:
     def target(
         self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """What the network should output for x_t, `[B, C, H, W]`: the noise (or v) that was drawn; or, with
-        `reference_images`, its mean given x_t."""
+        """What the network should output for x_t, `[B, C, H, W]`: see `prediction_target`. With `reference_images`, its
+        expectation given x_t."""
         if self.references is not None:
             references, same_class = self.references.images, self.references.same_class(labels)
             images, noise = posterior_mean(
