@@ -68,7 +68,7 @@ def moments_to_show(num_inference_steps: int) -> set[int]:
 
 
 def trajectory_picture(steps: list[Step], count: int = 4) -> Image.Image:
-    """The first images of a batch in two rows each: x_{t-1} above the x_0 predicted from x_t; time runs to the right."""
+    """The first images of a batch, two rows each: x_{t-1}, and below it the x_0 predicted from x_t; time runs right."""
     noisy = [to_pil(step.prev_sample[:count]) for step in steps]
     predicted = [to_pil(step.pred_original_sample[:count]) for step in steps]
     rows = [row for i in range(len(noisy[0])) for row in ([x[i] for x in noisy], [x[i] for x in predicted])]

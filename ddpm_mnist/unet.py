@@ -287,8 +287,7 @@ class UNetMidBlock2D(Block2D):
     """Bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
 
     def __init__(self, channels: int, resnet, attention):
-                nn.Module.__init__(self)  # the order of parameters is that of diffusers: attention before residual blocks
-
+        nn.Module.__init__(self)  # attention before residual blocks: the order of parameters in diffusers
         first = resnet(channels, channels)
         self.attentions = nn.ModuleList([attention(channels)]) if attention else None
         self.resnets = nn.ModuleList([first, resnet(channels, channels)])

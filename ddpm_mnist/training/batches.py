@@ -33,7 +33,7 @@ class Batches:
             `[B, C, H, W]`.
         """
         config, accelerator, size = self.config, self.accelerator, self.config.train_batch_size
-                micro_steps = config.gradient_accumulation_steps
+        micro_steps = config.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
 
         if self.images is None:
