@@ -17,8 +17,7 @@ from ddpm_mnist.training.config import TrainConfig, parse_args
 def train(config: TrainConfig) -> int:
     """Train, save and export. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM.
 
-    Raises:
-        ConfigError: the data, the output folder or a checkpoint do not fit the config.
+    ConfigError: the data, the output folder or a checkpoint do not fit the config.
     """
     import torch.nn.functional as F  # here and not above, so that --help need not wait for torch
 

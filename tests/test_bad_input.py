@@ -92,8 +92,11 @@ CASES = [  # (arguments, parts of the line)
     (["--dataset_config_name=other"], ["--dataset_name", "other"]),
     (["--image_column=picture"], ["--image_column picture", "image"]),
     (["--label_column=digit"], ["--label_column digit", "label"]),
-    (["--unet.num_class_embeds=4"], ["raise unet.num_class_embeds", "0 to 9"]),
-    (["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"], ["raise unet.num_class_embeds", "0 to 8"]),
+    (["--unet.num_class_embeds=4"], ["--label_column label", "not a class number below 4 (unet.num_class_embeds)"]),
+    (
+        ["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"],
+        ["--label_column label", "not a class number below 9 (unet.num_class_embeds)"],
+    ),
     # the Hub and checkpoints
     (["--push_to_hub"], ["--hub_model_id: missing"]),
     (["--push_to_hub", "--hub_model_id=a/b/c"], ["--hub_model_id a/b/c", "USER/NAME"]),
@@ -154,7 +157,7 @@ def test_a_dataset_without_images_to_train_on(rows, tmp_path, capfd):
         rows = make_dataset([blob(i) for i in range(rows)], [0] * rows)
         rows.to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
     code, stderr = answer(smoke_args(str(tmp_path / "set"), tmp_path / "out"), capfd)
-    assert code == 2 and stderr.count("\n") == 1 and "--dataset_name" in stderr and not (tmp_path / "out").exists()
+    assert code == 2 and stderr.count("\n") == 1 and stderr.startswith("error: --") and not (tmp_path / "out").exists()
 
 
 def test_another_run_cannot_go_on_from_a_checkpoint(train, dataset_dir, capfd):
@@ -191,8 +194,7 @@ def test_every_shipped_config_is_valid_and_two_state_what_the_code_does():
         check_models(config)
     default = TrainConfig()
     assert parse_args([]) == configs["mnist"] == default
-    # Muon's warm-up does not matter to AdamW.
-    recipe = {key: value for key, value in PAPER.items() if key not in ("prediction_type", "momentum_warmup_steps")}
+    recipe = {key: value for key, value in PAPER.items() if key != "prediction_type"}
     scheduler = default.scheduler | {"prediction_type": PAPER["prediction_type"]}
     assert configs["paper"] == replace(default, output_dir="ddpm-mnist-paper", scheduler=scheduler, **recipe)
     assert PAPER["prediction_type"] == "epsilon" and PAPER["uniform_timesteps"] == 1 and PAPER["reference_images"] == 0
@@ -222,7 +224,6 @@ def test_null_is_the_default_unless_the_type_allows_none(tmp_path):
         ("mixed_precision: 'no'", "mixed_precision", "no"),
         ("learning_rate: 1e-4", "learning_rate", 1e-4),
         ("learning_rate: 1", "learning_rate", 1.0),
-        ("train_batch_size: 32.0", "train_batch_size", 32),
         ("seed: '7'", "seed", 7),
         ("use_ema: no", "use_ema", False),
         ("use_ema: 'false'", "use_ema", False),
@@ -244,18 +245,17 @@ def test_values_are_read_in_the_type_of_their_option(tmp_path, line, name, value
         ("", "must hold `option: value` lines"),
         ("train_batch_sise: 3", "unknown key 'train_batch_sise'; did you mean train_batch_size"),
         ("1: 2", "unknown key '1'"),
-        ("train_batch_size: 3.5", "--train_batch_size 3.5: must be int"),
-        ("train_batch_size: true", "--train_batch_size True: must be int"),
+        ("train_batch_size: 3.5", "--train_batch_size: invalid int value: '3.5'"),
+        ("train_batch_size: true", "--train_batch_size: invalid int value"),
         ("train_batch_size: [3]", "--train_batch_size"),
-        ("train_batch_size: .nan", "--train_batch_size nan: must be int"),
+        ("train_batch_size: .nan", "--train_batch_size: invalid int value: 'nan'"),
         ("learning_rate: fast", "--learning_rate"),
         ("learning_rate: .inf", "--learning_rate inf"),
         ("learning_rate: {a: 1}", "--learning_rate"),
-        ("use_ema: 3", "--use_ema 3: must be bool"),
+        ("use_ema: 3", "--use_ema: Truthy value expected: got 3"),
         ("mixed_precision: yes", "choose from auto, no, fp16, bf16"),
         ("optimizer: sgd", "choose from adamw, muon"),
         ("output_dir: [a]", "--output_dir"),
-        ("output_dir: 2020-01-01", "--output_dir"),
         ("seed: 99999999999999999999", "--seed 99999999999999999999: must be at most"),
         ("unet: 3", "unet must hold"),
         ("unet: {1: 2}", "unet.1: unknown key"),

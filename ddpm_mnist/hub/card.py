@@ -23,10 +23,8 @@ CURVES = {  # key in metrics.jsonl -> its label in loss_curve.png
 def write_card(model_dir: Path, repo_id: str, license: str = "mit") -> None:
     """Write README.md, loss_curve.png, samples.png and notebook.ipynb into the folder of a trained model.
 
-    A README.md that a person wrote or edited stays, which is printed.
-
-    Raises:
-        ConfigError: a file of the run lacks what the card says, or holds it in another form.
+    A README.md that a person wrote or edited stays, which is printed. ConfigError: a file of the run lacks what the
+    card says, or holds it in another form.
     """
     classes = num_classes(model_dir)
     write_notebook(model_dir, repo_id, classes)

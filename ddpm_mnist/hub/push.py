@@ -59,8 +59,7 @@ class PushConfig:
 def push_model(model_dir: Path, hub_model_id: str, **options) -> None:
     """Validate a trained model, write its card, upload both, and print how it is used. `options`: see `PushConfig`.
 
-    Raises:
-        ConfigError: an option cannot be right, the model does not load, or the Hub refuses something.
+    ConfigError: an option cannot be right, the model does not load, or the Hub refuses something.
     """
     config, repo_id = PushConfig(hub_model_id, str(model_dir), **options), hub_model_id
     check_push(config)
@@ -112,8 +111,7 @@ def open_repos(api: HfApi, config: PushConfig) -> bool:
 def validate_model(model_dir: Path) -> None:
     """Load the folder with stock diffusers in a fresh process, and compare its seeded sample with the in-repo classes'.
 
-    Raises:
-        ConfigError: it does not load, or draws something else.
+    ConfigError: it does not load, or draws something else.
     """
     option = f"--model_dir {model_dir}"
     for needed in ("model_index.json", CONFIG_FILE, RESULTS_FILE):  # the last comes at a run's end

@@ -80,10 +80,8 @@ def check_models(config: TrainConfig) -> None:
 def start_from(unet: UNet2DModel, name: str) -> None:
     """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
 
-    Embeddings of classes that it does not have, or has in another number, start anew.
-
-    Raises:
-        ConfigError: it cannot be read, or its weights have other names or shapes.
+    Embeddings of classes that it does not have, or has in another number, start anew. ConfigError: it cannot be read,
+    or its weights have other names or shapes.
     """
     source, target = load_unet(name, "--init_from").state_dict(), unet.state_dict()
     fits = {key: v for key, v in source.items() if key in target and v.shape == target[key].shape}

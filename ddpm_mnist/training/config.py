@@ -228,8 +228,7 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
 def parse_args(arguments: list[str]) -> TrainConfig:
     """Read the command line, over the file that `--config` names, over the defaults.
 
-    Raises:
-        ConfigError: an unknown key or option, a value of the wrong type or out of range.
+    ConfigError: an unknown key or option, a value of the wrong type or out of range.
     """
     given = peek(arguments, "config", "max_train_steps", "num_train_epochs")
     file = Path(given.config).expanduser() if given.config else None

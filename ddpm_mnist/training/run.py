@@ -259,10 +259,8 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     """Everything that a run needs, while it lasts. Refuses what cannot work, and writes nothing.
 
     Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
-    before, so that a process can train more than once.
-
-    Raises:
-        ConfigError: the model, the data, the output folder or a checkpoint do not fit the config.
+    before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
+    checkpoint do not fit the config.
     """
     first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
     run = None
