@@ -27,7 +27,7 @@ from ddpm_mnist.training.export import export_pipeline
 sys.path.append(str(ROOT / "demo"))
 import drawing  # noqa: E402
 
-CONDITIONAL = ROOT / "tests/release-0.1/pipeline"
+CONDITIONAL = ROOT / "tests/release/run"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
 needs_a_browser = pytest.mark.skipif(

@@ -56,7 +56,5 @@ def upload_space(api: HfApi, space_id: str, files: dict[str, bytes], private: bo
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
         api.create_commit(space_id, operations, repo_type="space", commit_message="Upload the page")
     if private:
-        print(
-            "To load a private model the Space needs a token: in its settings, add a secret HF_TOKEN that may read it."
-        )
+        print("The Space needs a token to load a private model: add a secret HF_TOKEN in its settings.")
     return f"{api.endpoint}/spaces/{space_id}"
