@@ -70,11 +70,7 @@ def push_model(model_dir: Path, hub_model_id: str, **options) -> None:
     files = files_to_push(model_dir, config.include_checkpoints)
     if keep_card:
         files.remove("README.md")
-<<<<<<< HEAD
         print(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
-=======
-        print(f"README.md of {repo_id} was edited on the Hub: it stays. Delete it on the Hub to replace it.")
->>>>>>> h-hub
     list_files({path: (model_dir / path).stat().st_size for path in files}, repo_id)
     space = space_files(repo_id, config.license) if config.space_id is not None else {}
     if space:
