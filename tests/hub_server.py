@@ -155,6 +155,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do(self) -> None:
         hub, split = self.server_hub, urlsplit(self.path)
         self.query, path = parse_qs(split.query), unquote(split.path)
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length) if length else self.read_chunks()
         with hub.lock:
             hub.requests.append(f"{self.command} {path}")
             number = len(hub.requests) - 1
@@ -164,8 +166,6 @@ class HubHandler(BaseHTTPRequestHandler):
         if fault == "cut before":
             self.cut()
             return
-        length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length) if length else self.read_chunks()
         self.cut_after = fault == "cut after"  # done, but the answer is lost
         try:
             if fault.isdigit():
