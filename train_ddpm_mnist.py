@@ -3,9 +3,9 @@
     accelerate launch train_ddpm_mnist.py                       # half an hour on two cores
     accelerate launch train_ddpm_mnist.py --max_train_steps 200 # a first look
 
-`train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239). The comments name its lines and equations. How
-the default recipe differs from the paper: `RECOMMENDED` in ddpm_mnist/training/config.py, a line each. The model is in
-`ddpm_mnist/`; what surrounds it in a run is in `ddpm_mnist/training/`.
+`train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239). The comments name its lines and equations.
+`RECOMMENDED` in ddpm_mnist/training/config.py lists how the default recipe differs from the paper. The model is in
+`ddpm_mnist/`; checkpoints, logs and the like are in `ddpm_mnist/training/`.
 """
 
 import sys
@@ -17,8 +17,7 @@ from ddpm_mnist.training.config import TrainConfig, parse_args
 def train(config: TrainConfig) -> int:
     """Train, save and export. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM.
 
-    Raises:
-        ConfigError: the data, the output folder or a checkpoint do not fit the config.
+    ConfigError: the data, the output folder or a checkpoint do not fit the config.
     """
     import torch.nn.functional as F  # here and not above, so that --help need not wait for torch
 
@@ -35,7 +34,7 @@ def train(config: TrainConfig) -> int:
                 with accelerator.accumulate(unet):
                     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
                     model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
-                    target = run.target(noisy_images, images, noise, timesteps, labels)  # the paper's: noise
+                    target = run.target(noisy_images, images, noise, timesteps, labels)  # in the paper: the noise
                     loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
                     accelerator.backward(loss)  # 5: take a gradient descent step
                     run.clip_gradients()

@@ -41,8 +41,7 @@ class Model:
     def num_steps(self, options: SampleOptions) -> int:
         """How many steps the sampler takes.
 
-        Raises:
-            ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take.
+        ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take.
         """
         name, steps, T = options.scheduler, options.num_inference_steps, len(self.scheduler)
         if steps is not None and steps > T:
@@ -91,8 +90,7 @@ def is_checkpoint(name: str | Path) -> bool:
 def loading(name: str, option: str) -> Iterator[None]:
     """The context to load a model in: the Hub, or its cache if it cannot be reached; or a local folder.
 
-    Raises:
-        ConfigError: anything fails in it.
+    ConfigError: anything fails in it.
     """
     missing = f"{option} {name}: neither a folder nor on the Hub; check it, or `hf auth login`"
     try:
@@ -107,8 +105,7 @@ def loading(name: str, option: str) -> Iterator[None]:
 def load_unet(name: str, option: str = "--model") -> UNet2DModel:
     """The U-Net of a pipeline (folder or Hub id), or of a checkpoint folder: its averaged weights if it has them.
 
-    Raises:
-        ConfigError: there is no such model, or it cannot be read.
+    ConfigError: there is no such model, or it cannot be read.
     """
     local, subfolder = Path(name), "unet"
     if is_checkpoint(name):
@@ -125,8 +122,7 @@ def load_unet(name: str, option: str = "--model") -> UNet2DModel:
 def load_model(name: str, option: str = "--model") -> Model:
     """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator if it has one.
 
-    Raises:
-        ConfigError: it cannot be read.
+    ConfigError: it cannot be read.
     """
     unet = load_unet(name, option).to(default_device()).eval()
     with loading(name, option):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .scheduler import DDPMScheduler
 
-# Of log SNR_t = log(alpha-bar_t / (1 - alpha-bar_t)), for the timesteps that are not uniform.
+# The non-uniform timesteps: mean and standard deviation of log SNR_t = log(alpha-bar_t / (1 - alpha-bar_t)).
 LOG_SNR_MEAN, LOG_SNR_STD = -1.75, 1.9
 
 
@@ -51,8 +51,8 @@ def posterior_mean(
         same_class: `[B, N]`, bool: the references that the image's label allows; None: all.
 
     Returns:
-        Two tensors `[B, C, H, W]`, float32. If the signal is stronger than the noise, images and noise as they are:
-        there x_t nearly always shows which image it came from.
+        Two tensors `[B, C, H, W]`, float32. Where the signal is stronger than the noise, images and noise are returned
+        unchanged: there x_t nearly always shows which image it came from.
     """
     alpha = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None]
     x_t = noisy_images.flatten(1)
@@ -61,7 +61,7 @@ def posterior_mean(
     if same_class is None:
         same_class = itself.new_ones(len(images), len(references))
 
-    # eq. 4: log q(x_t | x_0) = (sqrt(alpha-bar) x_t . x_0 - alpha-bar |x_0|^2 / 2) / (1 - alpha-bar) + no x_0
+    # eq. 4: log q(x_t | x_0) = (sqrt(alpha-bar) x_t . x_0 - alpha-bar |x_0|^2 / 2) / (1 - alpha-bar) + constant
     scores = alpha.sqrt() * (x_t @ candidates.T) - alpha / 2 * candidates.square().sum(dim=1)
     scores = (scores / (1 - alpha).clamp(min=1e-12)).masked_fill(~torch.cat([same_class, itself], dim=1), -torch.inf)
     mean_image = scores.softmax(dim=1) @ candidates
@@ -76,7 +76,7 @@ def timestep_density(scheduler: DDPMScheduler, uniform_share: float) -> Tensor |
     """The probability of each timestep in training: `[T]`, float64, sums to 1; None if all are equally likely.
 
     A share of them is uniform, as in Algorithm 1. The others are drawn so that log SNR_t is normally distributed around
-    the noise level at which the digit is being decided. For the paper's schedule, over a third of uniform t have a log
+    the noise level at which the digit forms. For the paper's schedule, over a third of uniform t have a log
     SNR below -4, where x_t is nearly pure noise. Training on other distributions of the noise level: Karras et al.
     2022, https://arxiv.org/abs/2206.00364, section 5.
     """

@@ -27,8 +27,7 @@ def hub_or_cache(repo_id: str, repo_type: str, missing: str) -> Iterator[None]:
     """While the context lasts, `huggingface_hub`, and `datasets` and `diffusers` on it, load from the Hub, or, where
     it does not answer, from the cache or fail at once. Afterwards the Hub is asked again: it may be back by then.
 
-    Raises:
-        ConfigError: the Hub has no such repo; `missing` is the message.
+    ConfigError: the Hub has no such repo; `missing` is the message.
     """
     import datasets
     from huggingface_hub import constants

@@ -190,6 +190,8 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
         if key not in known:
             names = [option.name for option in fields(cls)]  # its sections too
             raise ConfigError(f"--config {file}: unknown key {str(key)[:40]!r}; {nearest(str(key), names)}")
+        if isinstance(value, (list, dict)):
+            raise ConfigError(f"--config {file}: --{key} {value}: must be one value")
         if isinstance(value, bool) and get_origin(types[key]) is Literal:
             value = "yes" if value else "no"  # YAML reads an unquoted no as False
         if value is not None:

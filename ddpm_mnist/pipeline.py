@@ -45,7 +45,7 @@ def denoise(
         predict: maps x_t, which the sampler may have scaled, and t to the prediction of the U-Net; see `guided`.
         sample: pure noise, `[B, C, H, W]`, of variance 1.
         generator: one for the batch, or a list of one for each image.
-        start: `sample` is x_t of the first timestep that is at most this, and the steps begin there.
+        start: begin at the first timestep that is at most this; `sample` is then the x_t of that timestep.
     """
     sampler = with_timesteps(sampler, num_inference_steps, sample.device)
     timesteps = sampler.timesteps
@@ -117,7 +117,7 @@ def count_classes(num_class_embeds: int | None, null_class_label: int | None) ->
 
 
 def with_timesteps(scheduler, num_inference_steps: int, device):
-    """The scheduler with its timesteps set; a copy with other spacing where "leading" would not start at the noise.
+    """The scheduler with its timesteps set; a copy with other spacing where "leading" would start too far from T.
 
     "leading" takes every (T // steps)-th timestep from 0 on (DPM-Solver: every (T // (steps + 1))-th): 501 steps of
     1,000 end at t = 500, where 28% of the image is left, but sampling starts from pure noise.
@@ -207,8 +207,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         labels = torch.tensor(labels, device=device)
         predict = guided(self.unet, self.scheduler, labels, guidance_scale, null, guidance_min_log_snr)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+        with self.progress_bar(total=num_inference_steps) as progress:
             for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007
                 progress.update()
 

@@ -36,7 +36,7 @@ def seeded_generator(seed: int, purpose: str, number: int = 0, device: str | tor
 def seed_dropout(seed: int, number: int, share: int) -> None:
     """Seed dropout, which draws from the global generators, for one share of global batch `number`.
 
-    So a run with dropout resumes exactly. Its masks, unlike all other numbers, depend on how a batch is shared out.
+    So a run with dropout resumes exactly. Its masks, unlike all other numbers, depend on how the global batch is split.
     """
     torch.manual_seed(derived_seed(seed, "dropout", number, share))
 

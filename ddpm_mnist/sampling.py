@@ -20,7 +20,7 @@ DEFAULT_STEPS = {"ddpm": 50, "ddim": 50, "dpmsolver": 20}  # docs/results.md has
 
 
 def make_sampler(name: str, config, num_inference_steps: int):
-    """The diffusers scheduler of that name in `SAMPLERS`, for the noise schedule that `config` describes.
+    """The scheduler of that name in `SAMPLERS`, for the noise schedule that `config` describes.
 
     `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (Song et al. 2021, table 1). In
     fewer steps than timesteps, ddpm therefore takes `fixed_small`, and is then DDIM with eta 1.
@@ -63,12 +63,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def moments_to_show(num_inference_steps: int) -> set[int]:
-    """Ten of the numbers 0 ... num_inference_steps - 1, evenly spread up to the last; all of fewer."""
+    """Ten of the numbers 0 ... num_inference_steps - 1, evenly spread, with the last; all if there are fewer."""
     return {round((i + 1) * num_inference_steps / 10) - 1 for i in range(10)}
 
 
 def trajectory_picture(steps: list[Step], count: int = 4) -> Image.Image:
-    """The first images of a batch in two rows each: x_t above the x_0 predicted from it; time runs to the right."""
+    """The first images of a batch, two rows each: x_{t-1}, and below it the x_0 predicted from x_t; time runs right."""
     noisy = [to_pil(step.prev_sample[:count]) for step in steps]
     predicted = [to_pil(step.pred_original_sample[:count]) for step in steps]
     rows = [row for i in range(len(noisy[0])) for row in ([x[i] for x in noisy], [x[i] for x in predicted])]

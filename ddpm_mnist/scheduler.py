@@ -25,10 +25,7 @@ from torch import Tensor
 
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-    "variance_type": (
-        *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-        *("learned", "learned_range"),
-    ),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
 }
@@ -261,11 +258,11 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             generator: the source of the step's noise.
             return_dict: False for the tuple `(prev_sample, pred_original_sample)`.
         """
-        t = timestep
+
         predicted_variance = None
         if model_output.shape[1] == sample.shape[1] * 2 and self.variance_type in ("learned", "learned_range"):
             model_output, predicted_variance = torch.split(model_output, sample.shape[1], dim=1)
-        alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
+        alpha_prod, alpha_prod_prev, alpha = self._alphas(timestep)
 
         # 1. the predicted x_0
         pred_original_sample = self.predict_original_sample(model_output, alpha_prod, sample)
@@ -276,11 +273,9 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         prev_sample = original_coeff * pred_original_sample + current_coeff * sample
 
         # 3. noise, except at the last step (Algorithm 2, line 3)
-        if t > 0:
-            noise = randn_tensor(
-                model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
-            )
-            variance = self._get_variance(t, predicted_variance)
+        if timestep > 0:
+            noise = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
+            variance = self._get_variance(timestep, predicted_variance)
             if self.variance_type == "fixed_small_log":
                 prev_sample = prev_sample + variance * noise
             elif self.variance_type == "learned_range":

@@ -6,8 +6,8 @@ timesteps share the weights.
 
 `UNet2DModel` is a drop-in replacement for `diffusers.UNet2DModel`: it has the same arguments, config keys, parameter
 names and numbers, so each reads state dicts and folders that the other wrote. Options of stock that this file does not
-cover raise a ValueError that names the option. One thing is added: sizes that do not halve evenly (28 -> 14 -> 7 -> 4)
-work here, because every upsampling returns to the size of its skip connection; stock raises an error.
+cover raise a ValueError that names the option. One addition: sizes that do not halve evenly (28 -> 14 -> 7 -> 4) work
+here, since upsampling returns to the size of the skip connection. Training refuses them: diffusers cannot run them.
 
 It is faster than stock, with the same numbers up to rounding, through channels_last memory, `normalize`, `attend`,
 `upsample_conv`, and one matrix product for the time projections of all residual blocks. Each place says why.
@@ -287,10 +287,10 @@ class UNetMidBlock2D(Block2D):
     """Bottom of the U: residual block, attention (unless `add_attention` is off), residual block."""
 
     def __init__(self, channels: int, resnet, attention):
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # attention before residual blocks: the order of parameters in diffusers
         first = resnet(channels, channels)
-        self.attentions = nn.ModuleList([attention(channels)]) if attention else None  # before the residual blocks: as
-        self.resnets = nn.ModuleList([first, resnet(channels, channels)])  # in stock, for the order of parameters
+        self.attentions = nn.ModuleList([attention(channels)]) if attention else None
+        self.resnets = nn.ModuleList([first, resnet(channels, channels)])
 
     def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
         return self.resnet(1, self.layer(0, hidden_states, times), times)
@@ -371,7 +371,7 @@ class UNet2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         check_options(self.config)
         self.sample_size = sample_size
-        self.to_json_string()  # adds class and version to the config; when saving adds them, torch.compile recompiles
+        self.to_json_string()  # adds class and version to the config now: added later, torch.compile would recompile
         width = block_out_channels[0]
         temb_channels = time_embedding_dim or 4 * width
         scale_shift = resnet_time_scale_shift == "scale_shift"

@@ -15,8 +15,6 @@ from ..images.batches import Images, scale
 from ..randomness import seeded_generator
 from ..scheduler import DDPMScheduler
 
-BITS = 1 / math.log(2)
-
 
 def log_probability_between(lower: Tensor, upper: Tensor) -> Tensor:
     """log(Phi(upper) - Phi(lower)) for the standard normal, lower < upper; accurate in the tails too."""
@@ -47,14 +45,14 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
         prediction: the x_0 that the model predicts from x_t, `[B, C, H, W]`.
         timesteps: t, `[B]`, int64.
     """
-    alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
+    alphas_cumprod = scheduler.alphas_cumprod.cpu().double()
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     betas = 1 - alphas_cumprod / before
     posterior = (1 - before) / (1 - alphas_cumprod) * betas  # beta-tilde_t, eq. 7
     sigma = betas.clone() if scheduler.config.variance_type.startswith("fixed_large") else posterior.clone()
-    sigma[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, which is no variance of a density
+    sigma[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, and a density needs a positive variance
     weight = before.sqrt() * betas / (1 - alphas_cumprod)  # of x_0 in the mean of q(x_{t-1} | x_t, x_0), eq. 7
-    posterior, sigma, weight = (x.to(images.device)[timesteps][:, None, None, None] for x in (posterior, sigma, weight))
+    posterior, sigma, weight = (x[timesteps][:, None, None, None] for x in (posterior, sigma, weight))
 
     # x_t contributes the same to both means, so they differ only in the part of x_0.
     distance = (weight * (images.double() - prediction.double())) ** 2
@@ -63,16 +61,19 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
     return torch.where(first, decoder_nll(images, prediction, sigma.sqrt()), kl)
 
 
-def cannot_bound(scheduler: DDPMScheduler) -> str | None:
-    """Why these terms do not cover a model; None where they do."""
-    kind = scheduler.config.variance_type
-    return f"variance_type {kind}: only fixed variances are covered" if kind.startswith("learned") else None
-
-
 @torch.no_grad()
-def variational_bound(
-    unet, scheduler: DDPMScheduler, test: Images, per_timestep: int = 10, batch_size: int = 250, seed: int = 0
-) -> dict:
+def predict_x0(
+    unet, scheduler: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor, class_labels: Tensor | None
+) -> Tensor:
+    """The x_0 that a model predicts from x_t, `[B, C, H, W]`; timesteps and labels are `[B]`, and all is on the CPU."""
+    sample, t = scheduler.add_noise(images, noise, timesteps).to(unet.device), timesteps.to(unet.device)
+    labels = None if class_labels is None else class_labels.to(unet.device)
+    output = unet(sample, t, class_labels=labels).sample.float()
+    alpha_prod = scheduler.alphas_cumprod.to(unet.device)[t][:, None, None, None]
+    return scheduler.predict_original_sample(output, alpha_prod, sample).cpu()
+
+
+def variational_bound(unet, scheduler: DDPMScheduler, test: Images, per_timestep: int = 10, seed: int = 0) -> dict:
     """Estimate the bound with random images and noise at every timestep; L_T is exact over all images.
 
     The first T / 50 timesteps get ten times as many images, because their terms are largest and vary most.
@@ -81,10 +82,10 @@ def variational_bound(
         "bits_per_dim", "ci" (half of the 95% interval), "terms" (T + 1 numbers: L_0 ... L_{T-1}, L_T), "evaluations".
 
     Raises:
-        ValueError: see `cannot_bound`.
+        ValueError: the variance is learned.
     """
-    if problem := cannot_bound(scheduler):
-        raise ValueError(problem)
+    if scheduler.config.variance_type.startswith("learned"):
+        raise ValueError(f"variance_type {scheduler.config.variance_type}: only fixed variances have a bound here")
     T = scheduler.config.num_train_timesteps
     counts = torch.full((T,), per_timestep)
     counts[: T // 50] *= 10
@@ -93,26 +94,15 @@ def variational_bound(
     rows = torch.randint(0, len(test), (len(timesteps),), generator=generator)
 
     nats = torch.empty(len(timesteps), dtype=torch.float64)
-    for part in tqdm(torch.arange(len(timesteps)).split(batch_size), desc="variational bound"):
-        images = scale(test.images[rows[part]])
+    for part in tqdm(torch.arange(len(timesteps)).split(250), desc="variational bound"):
+        images, t = scale(test.images[rows[part]]), timesteps[part]
         noise = torch.randn(images.shape, generator=generator)
-        images, noise, t = (x.to(unet.device) for x in (images, noise, timesteps[part]))
-        labels = test.labels[rows[part]].to(unet.device) if unet.config.num_class_embeds is not None else None
-        noisy_images = scheduler.add_noise(images, noise, t)
-        model_output = unet(noisy_images, t, class_labels=labels).sample.float()
-        alpha_prod = scheduler.alphas_cumprod.to(t.device)[t][:, None, None, None]
-        prediction = scheduler.predict_original_sample(model_output, alpha_prod, noisy_images)
-        on_cpu = (x.cpu() for x in (images, prediction, t))  # in float64, which MPS lacks
-        nats[part] = transition_nll(*on_cpu, scheduler).mean(dim=(1, 2, 3))
+        labels = test.labels[rows[part]] if unet.config.num_class_embeds is not None else None
+        prediction = predict_x0(unet, scheduler, images, noise, t, labels)
+        nats[part] = transition_nll(images, prediction, t, scheduler).mean(dim=(1, 2, 3))
 
-    bits = nats * BITS
-    by_timestep = bits.split(counts.tolist())
-    terms = [b.mean().item() for b in by_timestep]
-    terms.append(BITS * prior_kl(scale(test.images), scheduler).mean().item())
-    variance = sum((b.var() / len(b)).item() for b in by_timestep)
-    return {
-        "bits_per_dim": math.fsum(terms),
-        "ci": 1.96 * variance**0.5,
-        "terms": terms,
-        "evaluations": len(timesteps),
-    }
+    bits = (nats / math.log(2)).split(counts.tolist())
+    last = prior_kl(scale(test.images), scheduler).mean().item() / math.log(2)
+    terms = [*(b.mean().item() for b in bits), last]
+    ci = 1.96 * sum((b.var() / len(b)).item() for b in bits) ** 0.5
+    return {"bits_per_dim": math.fsum(terms), "ci": ci, "terms": terms, "evaluations": len(timesteps)}

@@ -1,174 +1,166 @@
-"""The figures of an evaluation, each beside the same figure for real images, and its pictures."""
+"""What an evaluation reports: metrics beside those of real images, the difference of two models, and pictures.
 
-from dataclasses import dataclass
+`config` is the options of evaluate.py.
+"""
+
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..images.batches import Images, scale
-from ..images.dataset import Data
-from ..loading import Model
+from ..loading import Model, load_model
 from ..randomness import seeded_generator
-from ..sampling import grid, to_pil
+from ..sampling import grid, labels_for, to_pil, to_uint8
 from ..scheduler import DDPMScheduler
-from .classifier import accuracy, labelled, read, train_classifier
-from .metrics import (
-    bootstrap_ci,
-    density_coverage,
-    frechet_distance,
-    gaussian_of,
-    jackknife,
-    mean_and_ci,
-    nearest,
-    precision_recall,
-    share_and_ci,
-)
+from .bound import predict_x0, variational_bound
+from .classifier import Judge, accuracy, classify, load_judge, train_classifier
+from .metrics import bootstrap, frechet_distance, gaussian_of, in_balls, jackknife, mean_and_ci, nearest, share_and_ci
 
 CONFIDENT = 0.9
-CONFIDENT_TEXT = f"classified with over {CONFIDENT} confidence"
+METRICS = {  # name -> (text, which way is better); a new metric is a row here and a line in `metrics_of`
+    "frechet_distance": ("Fréchet distance of {samples:,} samples to the test split", "down"),
+    "frechet_unbiased": ("the same, without the bias of a finite sample", "down"),
+    "precision": ("precision", "up"),
+    "recall": ("recall", "up"),
+    "confident": (f"classified with over {CONFIDENT} confidence", "up"),
+    "read_as_asked": ("classified as the requested class", "up"),
+    "accuracy_from_samples": ("accuracy of a classifier trained on the samples alone", "up"),
+    "nearest_ratio": ("distance to the nearest training image, over that to the nearest test image", "1: no copies"),
+    "bits_per_dim": ("variational bound, bits/dim ({evaluations:,} evaluations)", "down"),
+}
 LOG_SNRS = (2, 0, -1, -2, -3)  # at -2 the digit is being decided
 
 
-@dataclass
-class Figure:
-    """A measurement: its value, half the 95% interval, the value for real training images, and which way is better."""
-
-    name: str
-    text: str
-    value: float
-    ci: float | None
-    floor: float | None
-    better: str
-
-    def row(self) -> str:
-        """A row of the Markdown table."""
-        value = f"{self.value:.4g}" + ("" if self.ci is None else f" ± {self.ci:.2g}")
-        return f"| {self.text} | {value} | {'' if self.floor is None else f'{self.floor:.4g}'} | {self.better} |"
+def draw_samples(model: Model, config) -> Images:
+    """Samples `[N, C, H, W]`, uint8 as in a file, labelled with the classes requested."""
+    numbers = torch.arange(config.num_images)
+    parts = tqdm(numbers.split(config.batch_size), desc=f"sampling, {config.scheduler}")
+    samples = [to_uint8(model.draw_images(part.tolist(), config)).cpu() for part in parts]
+    return Images(torch.cat(samples), labels_for(numbers.tolist(), model.num_classes))
 
 
-def load_inception() -> torch.nn.Module:
-    """The network whose features the FID of papers compares.
+def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
+    """What evaluation.json holds, the samples, and the training images, `[N, C, H, W]` uint8.
 
-    Raises:
-        ConfigError: torch-fidelity is not installed, or its weights cannot be downloaded.
+    ConfigError: the model, the data or the classifier are not what an evaluation takes.
     """
-    try:
-        from torch_fidelity.utils import create_feature_extractor
+    steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
+    if config.bound_images and variance.startswith("learned"):
+        raise ConfigError(f"--bound_images: variance_type {variance} has no bound here; 0 skips it")
+    judge = load_judge(model, config)
+    data, samples = judge.data, draw_samples(model, config)
+    values = measure(samples, judge)
+    if config.bound_images:
+        bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)
+        values["bits_per_dim"] = bound["bits_per_dim"], bound["ci"], None
+    counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
+    guidance = "" if model.null_class_label is None else f", guidance {config.guidance_scale:g}"
+    results = {
+        "metrics": {name: round(value, 6) for name, (value, _, _) in values.items()},
+        "texts": {name: METRICS[name][0].format(**counts) for name in values},
+        "ci": {name: ci for name, (_, ci, _) in values.items() if ci is not None},
+        "floor": {name: floor for name, (_, _, floor) in values.items() if floor is not None},
+        "protocol": f"{len(samples):,} samples by {config.scheduler} in {steps} steps{guidance}, seed {config.seed}; "
+        f"{len(data.test):,} test images of {data.name}; features of a classifier with an accuracy of "
+        f"{judge.accuracy:.2%}; real images: as many training images in place of the samples; ±: 95%",
+        "bound": bound,
+    }
+    return results, samples.images, data.train.images
 
-        return create_feature_extractor("inception-v3-compat", ["2048"], cuda=torch.cuda.is_available())
-    except Exception as e:  # not installed, or its weights cannot be downloaded: the advice is the same
-        raise ConfigError(
-            f"--feature_extractor inception: not available ({type(e).__name__}: {str(e)[:80]}); `pip install "
-            "torch-fidelity`, connect once for its weights, or omit the option"
-        ) from None
+
+def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | None, float]]:
+    """`METRICS` but the bound: name -> value, half the 95% interval, and the floor: the value for as many real images.
+
+    The labels of the samples are the requested classes, counting through all; None for an unconditional model.
+    """
+    train, test, generator = judge.data.train, judge.data.test, seeded_generator(judge.config.seed, "subset")
+    draws = (train, len(samples)), (test, len(samples)), (train, len(test)), (train, len(samples))
+    rows, test_rows, others, lesson = (torch.randperm(len(x), generator=generator)[:count] for x, count in draws)
+    conditional = samples.labels is not None
+    real, examples = (Images(train.images[x], train.labels[x] if conditional else None) for x in (rows, lesson))
+    block = int(samples.labels.max()) + 1 if conditional else 1
+    distances = partial(nearest_distances, train=train.images[others], test=test.images)
+    values = metrics_of(samples, samples, distances(samples.images), block, test_rows, judge)
+    # the floor of the distances is that of test images, whose nearest test image is themselves
+    floor = metrics_of(real, examples, distances(test.images[test_rows], k=2), 1, test_rows, judge)
+    return {name: (*value, floor[name][0]) for name, value in values.items()}
 
 
-def inception_features(extractor: torch.nn.Module, pixels: Tensor) -> Tensor:
-    """Inception features of images `[N, C, H, W]`, uint8: `[N, 2048]`."""
-    rgb = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.cat([extractor(part.to(device))[0].cpu() for part in rgb.split(100)])
-
-
-def compare(
-    samples: Tensor, asked: Tensor | None, data: Data, classifier, seed: int, classifier_steps: int = 1400
-) -> list[Figure]:
-    """Compare samples with the test split; for the floor, compare as many training images with it.
+def metrics_of(
+    images: Images, examples: Images, distances: Tensor, block: int, test_rows: Tensor, judge: Judge
+) -> dict[str, tuple[float, float | None]]:
+    """Each metric of N images, samples or real ones, and half its 95% interval.
 
     Args:
-        samples: `[N, C, H, W]` uint8.
-        asked: the class that each sample was asked for, `[N]`, or None.
-        classifier: scores images; see `get_classifier`.
-        seed: fixes the subsets and the resampling.
-        classifier_steps: length of the training of the classifiers that learn from samples.
+        examples: labelled images that a classifier learns from.
+        distances, block: see `nearest_distances` and `jackknife`.
+        test_rows: N rows of the test split, for precision and recall, which compare sets of equal size.
     """
-    generator = seeded_generator(seed, "subset")
-    count = len(samples)
-
-    def some(images: Images, number: int) -> Tensor:
-        return torch.randperm(len(images), generator=generator)[:number]
-
-    train_rows, test_rows = some(data.train, count), some(data.test, count)
-    others = some(data.train, len(data.test))  # as many training images as there are test images
-    test_classes, test_confidence, test_features = read(classifier, data.test.images)
-    floor_classes, floor_confidence, floor_features = read(classifier, data.train.images[train_rows])
-    classes, confidence, features = read(classifier, samples)
-    figures = []
-
-    def add(name: str, text: str, value: float, ci: float | None, floor: float | None, better: str) -> None:
-        figures.append(Figure(name, text, value, ci, floor, better))
-
-    test_gaussian = gaussian_of(test_features)
-
-    def distance(x: Tensor) -> float:
-        return frechet_distance(x, test_gaussian)
-
-    block = 1 if asked is None else int(asked.max()) + 1  # they count through the classes
-    (unbiased, ci), (floor_unbiased, _) = (
-        jackknife(distance, features, block=block),
-        jackknife(distance, floor_features),
-    )
-    text = f"Fréchet distance of {count:,} samples to the test split"
-    add("frechet_distance", text, distance(features), ci, distance(floor_features), "down")
-    text = "the same, without the bias of a finite sample"
-    add("frechet_unbiased", text, unbiased, ci, floor_unbiased, "down")
-    real = test_features[test_rows]
-    for function, names in (
-        (precision_recall, ("precision", "recall")),
-        (density_coverage, ("density", "coverage")),
-    ):
-        for name, values, floors in zip(names, function(features, real), function(floor_features, real)):
-            value_and_ci = share_and_ci(values) if values.dtype == torch.bool else mean_and_ci(values)
-            add(name, name, *value_and_ci, floors.double().mean().item(), "up")
-    sure, floor_sure = (c > CONFIDENT for c in (confidence, floor_confidence))
-    add("confident", CONFIDENT_TEXT, *share_and_ci(sure), floor_sure.float().mean(), "up")
-
-    def imbalance(read_as: Tensor) -> float:
-        """Total variation distance between the predicted classes and those of the test split."""
-        shares = (torch.bincount(x, minlength=classifier.config.num_labels) / len(x) for x in (read_as, test_classes))
-        return (next(shares) - next(shares)).abs().sum().item() / 2
-
-    if asked is None:
-        text, ci = "share of classes out of balance", bootstrap_ci(imbalance, classes, seed)
-        add("class_imbalance", text, imbalance(classes), ci, imbalance(floor_classes), "down")
-    else:
-        add("read_as_asked", "classified as the requested class", *share_and_ci(classes == asked), None, "up")
-        trained = train_classifier(Images(samples, asked), classifier_steps, seed)
-        train, test = labelled(data)
-        rows = some(train, count)
-        floor = train_classifier(Images(train.images[rows], train.labels[rows]), classifier_steps, seed)
-        add(
-            "accuracy_from_samples",
-            "accuracy of a classifier trained on the samples alone",
-            accuracy(trained, test),
-            None,
-            accuracy(floor, test),
-            "up",
-        )
-
-    def flat(pixels: Tensor) -> Tensor:
-        return pixels.flatten(1).float() / 255
-
-    pixels, train_pixels, test_pixels = flat(samples), flat(data.train.images[others]), flat(data.test.images)
-
-    def to_train_over_to_test(points: Tensor, k: int = 1) -> Tensor:
-        to_test = nearest(points, test_pixels, k)[0][:, -1]  # k = 2 for test images: the nearest is the image itself
-        return torch.stack([nearest(points, train_pixels)[0][:, 0], to_test], dim=1)
-
-    def ratio(pairs: Tensor) -> float:
-        return (pairs[:, 0].median() / pairs[:, 1].median()).item()
-
-    pairs, floor_pairs = to_train_over_to_test(pixels), to_train_over_to_test(test_pixels[test_rows], k=2)
-    text = "distance to the nearest training image, over that to the nearest test image"
-    ci = bootstrap_ci(ratio, pairs, seed)
-    add("nearest_ratio", text, ratio(pairs), ci, ratio(floor_pairs), "1: nothing memorised")
-    return figures
+    test, classifier, config = judge.data.test, judge.classifier, judge.config
+    real = classify(classifier, test.images)[2]
+    classes, confidence, features = classify(classifier, images.images)
+    frechet = partial(frechet_distance, reference=gaussian_of(real))
+    unbiased, ci = jackknife(frechet, features, block=block)
+    values = {
+        "frechet_distance": (frechet(features), ci),
+        "frechet_unbiased": (unbiased, ci),
+        "precision": share_and_ci(in_balls(features, real[test_rows])),
+        "recall": share_and_ci(in_balls(real[test_rows], features)),
+        "confident": share_and_ci(confidence > CONFIDENT),
+    }
+    if images.labels is not None:
+        taught = train_classifier(examples, config.classifier_steps, config.seed)
+        values["read_as_asked"] = share_and_ci(classes == images.labels)
+        values["accuracy_from_samples"] = accuracy(taught, test), None
+    values["nearest_ratio"] = bootstrap(lambda x: (x[:, 0].median() / x[:, 1].median()).item(), distances, config.seed)
+    return values
 
 
-@torch.no_grad()
+def nearest_distances(images: Tensor, train: Tensor, test: Tensor, k: int = 1) -> Tensor:
+    """`[N, 2]`: to the nearest training image and to the k-th nearest test image."""
+    return torch.stack([nearest(images, train)[0][:, 0], nearest(images, test, k)[0][:, -1]], dim=1)
+
+
+def compare_models(config) -> str:
+    """A Markdown table of two models and their difference, both by the same noise.
+
+    Chance changes both alike, and so their difference is known far better than either value. ConfigError: see
+    `measure_model`; or the models draw different images.
+    """
+    models = load_model(config.model), load_model(config.compare, "--compare")
+    one, other = ((model.shape, model.num_classes) for model in models)
+    if one != other:
+        raise ConfigError(f"--compare {config.compare}: draws (shape, classes) {other}, and --model {one}")
+    data, classifier, _, _ = load_judge(models[0], config)
+    real = gaussian_of(classify(classifier, data.test.images)[2])
+    _, confidences, features = zip(*(classify(classifier, draw_samples(model, config).images) for model in models))
+    jackknifed = partial(jackknife, block=models[0].num_classes or 1)  # samples count through the classes
+    unbiased = [jackknifed(lambda x: frechet_distance(x, real), one)[0] for one in features]
+    pairs = torch.stack(features, dim=1)
+    difference = jackknifed(lambda x: frechet_distance(x[:, 0], real) - frechet_distance(x[:, 1], real), pairs)
+    rows = [("Fréchet distance, without the bias of a finite sample", *unbiased, *difference)]
+
+    pairs = {METRICS["confident"][0]: [(x > CONFIDENT).double() for x in confidences]}
+    chosen = torch.randperm(len(data.test), generator=seeded_generator(config.seed, "subset"))[:400]
+    images, labels = scale(data.test.images[chosen]), data.test.labels[chosen] if models[0].num_classes else None
+    noise = torch.randn(images.shape, generator=seeded_generator(config.seed, "held-out noise"))
+    for log_snr in LOG_SNRS:
+        errors = [x0_errors(model, images, noise, log_snr, labels) for model in models]
+        pairs[f"squared error of x_0 at log SNR {log_snr}"] = errors
+    rows += [(text, one.mean(), other.mean(), *mean_and_ci(one - other)) for text, (one, other) in pairs.items()]
+
+    lines = ["| | model | other | difference, 95% interval | |", "| --- | --- | --- | --- | --- |"]
+    for text, one, other, value, ci in rows:
+        verdict = "significant" if abs(value) > ci else "not significant"
+        lines.append(f"| {text} | {one:.4g} | {other:.4g} | {value:+.2g} ± {ci:.2g} | {verdict} |")
+    return "\n".join(lines)
+
+
 def x0_errors(
     model: Model, images: Tensor, noise: Tensor, log_snr: float, class_labels: Tensor | None = None
 ) -> Tensor:
@@ -179,80 +171,35 @@ def x0_errors(
         class_labels: `[N]`, for a conditional model.
     """
     scheduler = DDPMScheduler.from_config(model.scheduler.config, clip_sample=False)  # measure the network alone
-    alphas_cumprod, device = scheduler.alphas_cumprod, model.unet.device
-    t = (torch.logit(alphas_cumprod.double()) - log_snr).abs().argmin()
-    errors = []
-    for rows in torch.arange(len(images)).split(100):
-        x_0, epsilon = images[rows], noise[rows]
-        timesteps = t.expand(len(x_0))
-        sample = scheduler.add_noise(x_0, epsilon, timesteps).to(device)
-        labels = None if class_labels is None else class_labels[rows].to(device)
-        output = model.unet(sample, timesteps.to(device), class_labels=labels).sample
-        predicted = scheduler.predict_original_sample(output, alphas_cumprod[t].to(device), sample)
-        errors.append((predicted.cpu() - x_0).square().mean(dim=(1, 2, 3)))
-    return torch.cat(errors)
+    t = (torch.logit(scheduler.alphas_cumprod.double()) - log_snr).abs().argmin()
+    predicted = predict_x0(model.unet, scheduler, images, noise, t.expand(len(images)), class_labels)
+    return (predicted - images).square().mean(dim=(1, 2, 3))
 
 
-def tell_apart(models: tuple[Model, Model], samples: tuple[Tensor, Tensor], data: Data, classifier, seed: int) -> str:
-    """A Markdown table of two models and their difference, all by the same noise.
-
-    What chance does to one it does to the other too, and so their difference is known far better than either value.
-
-    Args:
-        models: the one and the other.
-        samples: of each, `[N, C, H, W]` uint8, number i of both out of the same noise.
-        seed: fixes the noise on the test images.
-    """
-    real = gaussian_of(read(classifier, data.test.images)[2])
-    scores = [read(classifier, x) for x in samples]
-    features = [features for _, _, features in scores]
-    width = features[0].shape[1]
-
-    def difference(both: Tensor) -> float:
-        return frechet_distance(both[:, :width], real) - frechet_distance(both[:, width:], real)
-
-    block = models[0].num_classes or 1  # samples count through the classes
-    unbiased = [jackknife(lambda x: frechet_distance(x, real), x, block=block)[0] for x in features]
-    rows = [
-        (
-            "Fréchet distance, without the bias of a finite sample",
-            *unbiased,
-            jackknife(difference, torch.cat(features, 1), block=block),
-        )
-    ]
-    sure = [(confidence > CONFIDENT).double() for _, confidence, _ in scores]
-    rows.append((CONFIDENT_TEXT, *(x.mean().item() for x in sure), mean_and_ci(sure[0] - sure[1])))
-    test = data.test if models[0].num_classes is None else labelled(data)[1]
-    chosen = torch.randperm(len(test), generator=seeded_generator(seed, "subset"))[:400]  # it may be sorted
-    images, labels = scale(test.images[chosen]), None if models[0].num_classes is None else test.labels[chosen]
-    noise = torch.randn(images.shape, generator=seeded_generator(seed, "held-out noise"))
-    for log_snr in LOG_SNRS:
-        errors = [x0_errors(model, images, noise, log_snr, labels) for model in models]
-        text = f"squared error of x_0 at log SNR {log_snr}"
-        rows.append((text, *(x.mean().item() for x in errors), mean_and_ci(errors[0] - errors[1])))
-    lines = ["| | model | other | difference, 95% interval | |", "| --- | --- | --- | --- | --- |"]
-    for text, one, other, (value, ci) in rows:
-        verdict = "told apart" if abs(value) > ci else "not told apart"
-        lines.append(f"| {text} | {one:.4g} | {other:.4g} | {value:+.2g} ± {ci:.2g} | {verdict} |")
+def table(results: dict) -> str:
+    """The metrics of evaluation.json as a Markdown table."""
+    lines = ["| | model | real images | better |", "| --- | --- | --- | --- |"]
+    for name, value in results["metrics"].items():
+        ci = f" ± {results['ci'][name]:.2g}" if name in results["ci"] else ""
+        floor = f"{results['floor'][name]:.4g}" if name in results["floor"] else ""
+        lines.append(f"| {results['texts'][name]} | {value:.4g}{ci} | {floor} | {METRICS[name][1]} |")
     return "\n".join(lines)
 
 
-def neighbours_picture(samples: Tensor, train: Images) -> Image.Image:
-    """The first sixteen samples, each above its three nearest training images."""
+def neighbours_picture(samples: Tensor, train: Tensor) -> Image.Image:
+    """The first sixteen samples, each above its three nearest training images; `[N, C, H, W]` uint8."""
     samples = samples[:16]
-    points, reference = (x.flatten(1).float() / 255 for x in (samples, train.images))
-    found = nearest(points, reference, 3)[1]
-    rows = torch.cat([samples, *(train.images[found[:, i]] for i in range(3))])
+    indices = nearest(samples, train, k=3)[1]
+    rows = torch.cat([samples, *(train[indices[:, i]] for i in range(3))])
     return grid(to_pil(scale(rows)), columns=len(samples), zoom=2)
 
 
 def bound_picture(terms: list[float], path: Path) -> None:
     """Plot the terms of the bound against the timestep; nearly all bits are in the first timesteps."""
-    from matplotlib.figure import Figure as Plot  # not pyplot, which would change the caller's backend
+    from matplotlib.figure import Figure  # not pyplot, which would change the caller's backend
 
-    plot = Plot(figsize=(7, 3.5))
+    plot = Figure(figsize=(7, 3.5), layout="tight")
     axes = plot.add_subplot()
     axes.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
     axes.set(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension", title=f"sum: {sum(terms):.3f} bits/dim")
-    plot.tight_layout()
     plot.savefig(path, dpi=100, metadata={"Software": None})

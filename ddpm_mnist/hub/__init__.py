@@ -1,1 +1,1 @@
-"""A model for other people: the exported folder, its card, and the upload."""
+"""Sharing a trained model on the Hugging Face Hub: its card, the push, a Space."""

@@ -12,7 +12,7 @@ from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, see
 from ..scheduler import DDPMScheduler
 from .config import TrainConfig
 
-REDRAW_REFERENCES_EVERY = 10  # updates; drawing costs more than one use
+REDRAW_REFERENCES_EVERY = 10  # updates: drawing the images costs more than using them once
 MAX_REFERENCE_PIXELS = 2**24  # 64 MB
 
 
@@ -33,11 +33,9 @@ class Batches:
             `[B, C, H, W]`.
         """
         config, accelerator, size = self.config, self.accelerator, self.config.train_batch_size
-        micro_steps, rank, processes = (
-            config.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        micro_steps = config.gradient_accumulation_steps
+        rank, processes = accelerator.process_index, accelerator.num_processes
+
         if self.images is None:
             indices = index_batches(len(self.train), config.seed, step, size, micro_steps, rank, processes)
             self.images = self.train.batches(indices)
@@ -77,7 +75,7 @@ class References:
         self.count = min(config.reference_images, len(train), MAX_REFERENCE_PIXELS // train.images[0].numel())
 
     def draw(self, step: int) -> None:
-        """Draw the images for update `step`, unless those of the update before serve."""
+        """Draw the images for update `step`; most updates keep those of the update before."""
         number, since = divmod(step, REDRAW_REFERENCES_EVERY)
         if self.images is not None and since:
             return

@@ -46,10 +46,8 @@ def check_models(config: TrainConfig) -> None:
         raise ConfigError(f"scheduler.trained_betas: has {len(scheduler.betas)} values for num_train_timesteps={T}")
     if not ((scheduler.betas > 0) & (scheduler.betas <= 1)).all():
         raise ConfigError("scheduler.beta_start, beta_end: every beta must lie in (0, 1]; Ho et al. use 1e-4 and 0.02")
-    if scheduler.config.variance_type.startswith("learned"):
-        raise ConfigError(
-            "scheduler.variance_type: a learned variance has no loss here; use fixed_small or fixed_large"
-        )
+    if scheduler.config.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
+        raise ConfigError("scheduler.variance_type: not trained or sampled here; use fixed_small or fixed_large")
     if scheduler.alphas_cumprod[-1] == 0 and scheduler.config.prediction_type == "epsilon":
         raise ConfigError(
             "scheduler.prediction_type epsilon: x_0 does not follow from it at the last timestep, since "
@@ -80,10 +78,8 @@ def check_models(config: TrainConfig) -> None:
 def start_from(unet: UNet2DModel, name: str) -> None:
     """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
 
-    Embeddings of classes that it does not have, or has in another number, start anew.
-
-    Raises:
-        ConfigError: it cannot be read, or its weights have other names or shapes.
+    Embeddings of classes that it does not have, or has in another number, start anew. ConfigError: it cannot be read,
+    or its weights have other names or shapes.
     """
     source, target = load_unet(name, "--init_from").state_dict(), unet.state_dict()
     fits = {key: v for key, v in source.items() if key in target and v.shape == target[key].shape}

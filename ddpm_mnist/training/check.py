@@ -12,8 +12,7 @@ from .run import Run, prepare
 def check(config: TrainConfig) -> int:
     """Print the report; 0 if all is well, 2 if something in it would spoil the run.
 
-    Raises:
-        ConfigError: an error that would stop the run at its start.
+    ConfigError: an error that would stop the run at its start.
     """
     with prepare(config) as run:
         accelerator, data, problems = run.accelerator, run.data, find_problems(run)

@@ -123,8 +123,7 @@ def damage(checkpoint: Path) -> str | None:
 def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | None:
     """The folder that `--resume_from_checkpoint` means; None for 'latest' without any checkpoint.
 
-    Raises:
-        ConfigError: the named one is missing or damaged, or 'latest' has only damaged ones to choose from.
+    ConfigError: the named one is missing or damaged, or 'latest' has only damaged ones to choose from.
     """
     if resume_from != "latest":
         path = Path(resume_from) if Path(resume_from).is_dir() else output_dir / resume_from

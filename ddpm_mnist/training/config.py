@@ -17,7 +17,7 @@ from ..options import DataOptions, no_such_option, opt, options_of, peek, read_o
 
 DESCRIPTION = "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images."
 
-# The objective of Ho et al. 2020 (Algorithm 1), trained with AdamW. configs/paper.yaml states the same.
+# The paper's objective (Algorithm 1), with AdamW; the learning rate is ours. configs/paper.yaml states the same.
 PAPER = {
     "optimizer": "adamw",
     "learning_rate": 2e-3,
@@ -27,14 +27,14 @@ PAPER = {
     "uniform_timesteps": 1.0,
     "reference_images": 0,
 }
-# The default: the paper and these departures, each of which can be taken away alone. docs/results.md: their worth.
+# The default: the paper with these changes. Each can be turned off on its own; docs/results.md measures them.
 RECOMMENDED = PAPER | {
     "optimizer": "muon",  # orthogonal updates of the weight matrices,
     "learning_rate": 4e-3,  # at its own learning rate
     "momentum_warmup_steps": 150,  # Muon's momentum rises from 0.85 to 0.95 at first
     "prediction_type": "v_prediction",  # the network outputs v: errors of x_0 are not magnified where x_t is noise
     "timestep_sampling": "stratified",  # a batch's timesteps are spread evenly: less noise in the gradient
-    "uniform_timesteps": 0.25,  # three quarters of the timesteps lie where the digit is being decided
+    "uniform_timesteps": 0.25,  # three quarters of the timesteps lie at the noise levels where the digit forms
     "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
 }
 # Most of the time goes to 28x28, so few channels there. Attention is at 7x7, where it has 49 tokens, with one head of
@@ -136,7 +136,7 @@ class RecipeOptions:
     )
     uniform_timesteps: float = opt(
         RECOMMENDED["uniform_timesteps"],
-        "Share of uniform timesteps; the others lie where the image is being decided, log SNR ~ N(-1.75, 1.9^2).",
+        "Share of uniform timesteps; the others lie where the image takes shape, log SNR ~ N(-1.75, 1.9^2).",
         at_least=0,
         at_most=1,
     )
@@ -154,7 +154,7 @@ class ValidationOptions:
     """Validation"""
 
     validation_steps: int = opt(
-        800, "Held-out loss and a grid of samples every N updates, and at the end; 0: never.", at_least=0
+        800, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
     )
     num_validation_samples: int = opt(1024, "Held-out images for the loss.", at_least=1)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
@@ -228,8 +228,7 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
 def parse_args(arguments: list[str]) -> TrainConfig:
     """Read the command line, over the file that `--config` names, over the defaults.
 
-    Raises:
-        ConfigError: an unknown key or option, a value of the wrong type or out of range.
+    ConfigError: an unknown key or option, a value of the wrong type or out of range.
     """
     given = peek(arguments, "config", "max_train_steps", "num_train_epochs")
     file = Path(given.config).expanduser() if given.config else None
@@ -256,7 +255,7 @@ def parse_args(arguments: list[str]) -> TrainConfig:
 
 
 def length_of_run(given: dict, values: dict, config: TrainConfig) -> dict[str, int | None]:
-    """Updates or passes over the images: the command line decides before the file, and updates before passes."""
+    """Updates or epochs: the command line overrides the file, and `max_train_steps` overrides `num_train_epochs`."""
     for layer in (given, values):
         if layer.get("max_train_steps") is not None:
             return {"num_train_epochs": None}

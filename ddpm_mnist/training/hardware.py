@@ -21,8 +21,7 @@ UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCE
 def start_accelerator(config: TrainConfig) -> Accelerator:
     """An Accelerator by the options of the run, whatever its environment variables say, and the hardware set up.
 
-    Raises:
-        ConfigError: the launcher asks for what this script does not support, or Accelerate cannot start.
+    ConfigError: the launcher asks for what this script does not support, or Accelerate cannot start.
     """
     for name in UNSUPPORTED:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
@@ -111,10 +110,8 @@ def resolve_mixed_precision(value: str) -> tuple[str, str]:
     """The precision for Accelerator, "no", "fp16" or "bf16", and why, if nobody named it.
 
     "auto" is fp16 or bf16 if `accelerate launch` was told so, and otherwise bf16 if the hardware computes in it. A "no"
-    of `accelerate launch` is also its default, so the run prints what it does.
-
-    Raises:
-        ConfigError: the hardware does not support the precision, or its name is unknown.
+    of `accelerate launch` is also its default, so the run prints what it does. ConfigError: the hardware does not
+    support the precision, or its name is unknown.
     """
     cuda, why = torch.cuda.is_available() and not use_cpu_is_set(), ""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -18,8 +18,7 @@ BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wa
 def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
     """Make the folder and lock it for this process. The system releases the lock when the process ends in any way.
 
-    Raises:
-        ConfigError: another run holds the lock.
+    ConfigError: another run holds the lock.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(output_dir / LOCK_FILE, timeout=0)
@@ -77,7 +76,7 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     return checkpoint
 
 
-def begin_output_dir(config: TrainConfig, more_to_train: bool = True) -> None:
+def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     """Save the settings in the folder.
 
     `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import ConfigError
-from ..hub.checkpoints import CheckpointPusher
+from ..hub.push import CheckpointPusher
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
@@ -72,11 +72,11 @@ class Run:
         self.references = References(config, data.train) if config.reference_images else None
 
         self.identity = {
-            "dataset": data.fingerprint,
             **config.identity(),
             "unet": config.unet | {"in_channels": data.channels, "out_channels": data.channels},
             "global batch": self.global_batch,
             "mixed precision": accelerator.mixed_precision,
+            "dataset": data.fingerprint,  # last: it differs with the options above too, which say more
         }
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
@@ -134,8 +134,8 @@ class Run:
     def target(
         self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """What the network should output for x_t, `[B, C, H, W]`: the noise (or v) that was drawn; or, with
-        `reference_images`, its mean given x_t."""
+        """What the network should output for x_t, `[B, C, H, W]`: see `prediction_target`. With `reference_images`, its
+        expectation given x_t."""
         if self.references is not None:
             references, same_class = self.references.images, self.references.same_class(labels)
             images, noise = posterior_mean(
@@ -259,10 +259,8 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     """Everything that a run needs, while it lasts. Refuses what cannot work, and writes nothing.
 
     Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
-    before, so that a process can train more than once.
-
-    Raises:
-        ConfigError: the model, the data, the output folder or a checkpoint do not fit the config.
+    before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
+    checkpoint do not fit the config.
     """
     first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
     run = None

@@ -40,7 +40,8 @@ def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
         ema.store(unet.parameters())
         ema.copy_to(unet.parameters())
     try:
-        yield unet
+        yield
+
     finally:
         if ema is not None:
             ema.restore(unet.parameters())
@@ -49,7 +50,7 @@ def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
 
 @torch.no_grad()
 def held_out_loss(
-    unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator, seed: int = 0
+    unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator
 ) -> dict[str, float]:
     """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next: the error of the
     noise, whatever the network outputs, for uniform timesteps, whatever their density in training.
@@ -61,7 +62,7 @@ def held_out_loss(
         "loss", the mean, and "loss_q1" (the quarter of the timesteps with the least noise) to "loss_q4".
     """
     T, total = scheduler.config.num_train_timesteps, len(held_out)
-    generator = seeded_generator(seed, "held-out noise")
+    generator = seeded_generator(0, "held-out noise")
     noise = torch.randn(held_out.images.shape, generator=generator)
     timesteps = ((torch.arange(total) + 0.5) / total * T).long()[torch.randperm(total, generator=generator)]
 
@@ -84,7 +85,7 @@ def held_out_loss(
 
 
 def noise_error_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
-    """The squared error of the noise that follows from an output, over that of the output; `[B, 1, 1, 1]`, or 1.
+    """The factor from the squared error of the output to that of the noise it implies: `[B, 1, 1, 1]`, or 1.
 
     For a given x_t, an error e of x_0 is one of -e sqrt(SNR) of epsilon, and an error e of v is one of
     e sqrt(alpha-bar_t), since epsilon = sqrt(alpha-bar_t) v + sqrt(1 - alpha-bar_t) x_t.

@@ -1,0 +1,220 @@
+"""A diffusers pipeline that draws the class that it is asked for, by classifier-free guidance.
+
+This one file travels with a class-conditional model and needs nothing but diffusers:
+
+    pipe = DiffusionPipeline.from_pretrained(MODEL, trust_remote_code=True)
+    pipe(class_labels=[7] * 16, guidance_scale=1.5).images
+
+Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598): a U-Net that was trained with some labels dropped predicts the
+noise with and without a label, and the difference of the two, taken larger, leads further towards the class.
+"""
+
+import inspect
+import json
+import math
+import operator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 460; docs/results.md has the trials
+
+
+class Step(NamedTuple):
+    """One step of Algorithm 2, from x_t to x_{t-1}; images are `[B, C, H, W]`, about [-1, 1]."""
+
+    timestep: int  # t
+    sample: torch.Tensor  # x_t
+    pred_original_sample: torch.Tensor  # the x_0 that the U-Net predicts from x_t
+    prev_sample: torch.Tensor  # x_{t-1}
+    last: bool  # x_{t-1} is x_0
+
+
+@torch.no_grad()
+def denoise(
+    predict: Callable, sampler, sample: torch.Tensor, num_inference_steps: int, generator=None, start: int | None = None
+) -> Iterator[Step]:
+    """Algorithm 2 of Ho et al. 2020, with any diffusers scheduler; yields each step.
+
+    Args:
+        predict: maps x_t, which the sampler may have scaled, and t to the prediction of the U-Net; see `guided`.
+        sample: pure noise, `[B, C, H, W]`, of variance 1.
+        generator: one for the batch, or a list of one for each image.
+        start: `sample` is x_t of the first timestep that is at most this, and the steps begin there.
+    """
+    sampler = with_timesteps(sampler, num_inference_steps, sample.device)
+    timesteps = sampler.timesteps
+    if start is None:
+        sample = sample * sampler.init_noise_sigma  # x_T, line 1
+    else:
+        timesteps = timesteps[timesteps <= start]
+    arguments = step_arguments(sampler, generator)
+    for i, t in enumerate(timesteps):  # line 2
+        model_output = predict(sampler.scale_model_input(sample, t), t)
+        step = sampler.step(model_output.to(sample.dtype), t, sample, **arguments)  # lines 3 and 4
+        # DPM-Solver++ does not return the predicted x_0, but keeps it
+        x_0 = step.get("pred_original_sample", (getattr(sampler, "model_outputs", None) or [step.prev_sample])[-1])
+        yield Step(int(t), sample, x_0, step.prev_sample, i == len(timesteps) - 1)
+        sample = step.prev_sample
+
+
+def guided(
+    unet,
+    scheduler,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    null_class_label: int | None = None,
+    min_log_snr: float = -math.inf,
+) -> Callable:
+    """The U-Net as a function of x_t and t, with classifier-free guidance where log SNR is at least `min_log_snr`:
+
+        epsilon(x_t, t, no class) + guidance_scale * (epsilon(x_t, t, class) - epsilon(x_t, t, no class))
+
+    The same holds for v, which is a linear function of epsilon for a given x_t. log SNR = log(alpha-bar_t / (1 -
+    alpha-bar_t)). Where x_t is mostly noise, guidance leads all images of a class to the same few shapes (Kynkäänniemi
+    et al. 2024, https://arxiv.org/abs/2404.07724). A scale of 1 or less acts at all timesteps.
+
+    Args:
+        class_labels: `[B]` int64; None for a U-Net without classes.
+        guidance_scale: 1 is the conditional prediction itself, and costs half.
+        null_class_label: the label that stands for none; None for a U-Net that was trained without one.
+    """
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)  # EDM's schedulers have none
+
+    def predict(sample: torch.Tensor, timestep) -> torch.Tensor:
+        scale = guidance_scale
+        if scale > 1 and alphas_cumprod is not None:
+            log_snr = torch.logit(alphas_cumprod[int(timestep)].double()).item()
+            scale = scale if log_snr >= min_log_snr else 1.0
+        if class_labels is None or null_class_label is None or scale == 1:
+            return unet(sample, timestep, class_labels=class_labels).sample
+        labels = torch.cat([class_labels, torch.full_like(class_labels, null_class_label)])
+        with_class, without = unet(torch.cat([sample, sample]), timestep, class_labels=labels).sample.chunk(2)
+        return without + scale * (with_class - without)
+
+    return predict
+
+
+def step_arguments(sampler, generator) -> dict:
+    """The arguments of `sampler.step` beyond prediction, timestep and sample, as far as it takes them.
+
+    DDIM clips the predicted x_0 but goes on with the noise as predicted, which then belongs to another x_0, unless told
+    otherwise. The mistake adds up over the steps, and guidance makes it large: digits turn into blobs.
+    """
+    parameters = inspect.signature(sampler.step).parameters
+    arguments = {"generator": generator, "use_clipped_model_output": bool(sampler.config.get("clip_sample"))}
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def count_classes(num_class_embeds: int | None, null_class_label: int | None) -> int | None:
+    """How many classes can be asked for: all embeddings but the one of `null_class_label`. None: no classes."""
+    return num_class_embeds if null_class_label is None else num_class_embeds - 1
+
+
+def with_timesteps(scheduler, num_inference_steps: int, device):
+    """The scheduler with its timesteps set; a copy with other spacing where "leading" would not start at the noise.
+
+    "leading" takes every (T // steps)-th timestep from 0 on (DPM-Solver: every (T // (steps + 1))-th): 501 steps of
+    1,000 end at t = 500, where 28% of the image is left, but sampling starts from pure noise.
+    """
+    T, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
+    plain = not hasattr(scheduler, "sigmas") and not hasattr(scheduler, "prk_timesteps")  # DDPM, DDIM: no more entries
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    late = scheduler.timesteps[0] < T - T / num_inference_steps - T / 20
+    if spacing == "leading" and (T % num_inference_steps or late):
+        spacing = "trailing" if plain else "linspace"
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    if plain:  # "trailing": rounding makes one too many of some numbers, -1
+        scheduler.timesteps = scheduler.timesteps[scheduler.timesteps >= 0]
+    return scheduler
+
+
+def whole_numbers(values) -> list[int]:
+    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. TypeError: something else is there."""
+    try:
+        return [operator.index(values)]
+    except TypeError:
+        return [operator.index(value) for value in values]
+
+
+class ClassConditionalDDPMPipeline(DiffusionPipeline):
+    """Draws images of given classes. `null_class_label`: see `guided`; saved in model_index.json."""
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet, scheduler, null_class_label: int | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(null_class_label=null_class_label)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As in diffusers, and this file with it, which `model_index.json` names, so that the folder loads again."""
+        super().save_pretrained(save_directory, **kwargs)
+        target = Path(save_directory) / "pipeline.py"
+        if Path(__file__).resolve() != target.resolve():
+            shutil.copyfile(__file__, target)
+        index = Path(save_directory) / "model_index.json"
+        settings = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": ["pipeline", type(self).__name__]}
+        index.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | list[int],
+        guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 1000,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        guidance_min_log_snr: float = MIN_LOG_SNR,
+    ) -> ImagePipelineOutput | tuple:
+        """One image for each label.
+
+        Args:
+            class_labels: which classes; a whole number, or a list, array or tensor of them.
+            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 1.5, or 1 for a model
+                that was trained without label dropout.
+            generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
+            guidance_min_log_snr: see `guided`; -math.inf guides at all timesteps.
+
+        Raises:
+            ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
+        """
+        null = self.config.null_class_label
+        classes = count_classes(self.unet.config.num_class_embeds, null)
+        try:
+            labels = whole_numbers(class_labels)
+            wrong = [label for label in labels if not 0 <= label < classes] or (not labels and "none given")
+        except TypeError:
+            wrong = repr(class_labels)
+        if wrong:
+            raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
+        if guidance_scale is None:
+            guidance_scale = 1.0 if null is None else GUIDANCE_SCALE
+        if null is None and guidance_scale != 1:
+            raise ValueError("guidance_scale: the model was trained without label dropout; only 1 is possible")
+
+        size = self.unet.config.sample_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        device = self._execution_device
+        shape = (len(labels), self.unet.config.in_channels, *size)
+        image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        labels = torch.tensor(labels, device=device)
+        predict = guided(self.unet, self.scheduler, labels, guidance_scale, null, guidance_min_log_snr)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+            for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007
+                progress.update()
+
+        image = (step.prev_sample / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            image = image.cpu().permute(0, 2, 3, 1).float().numpy()
+            image = self.numpy_to_pil(image) if output_type == "pil" else image
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=image) if return_dict else (image,)
