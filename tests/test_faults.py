@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RECOMMENDED, ROOT, as_nobody, metrics, posix, python, same, smoke_args, weights
+from conftest import RECOMMENDED, ROOT, as_nobody, blob, make_dataset, metrics, posix, python, same, smoke_args, weights
 
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.record import read_metrics, sha256
@@ -221,7 +221,7 @@ def flip_a_bit(checkpoint: Path) -> None:
 
 
 DAMAGE = {
-    "truncated": (truncate, "bytes instead of"),
+    "truncated": (truncate, "safetensors was altered"),
     "a flipped bit": (flip_a_bit, "state.pt was altered"),
     "a missing file": (lambda c: (c / "unet/config.json").unlink(), "unet/config.json is missing"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "no manifest"),
@@ -250,7 +250,7 @@ def test_a_checkpoint_whose_manifest_fits_garbage_is_one_line(name, train, model
     checkpoint = shutil.copytree(model, tmp_path / "run") / "checkpoint-8"
     (checkpoint / name).write_bytes(b"garbage")
     listed = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-    listed["files"][name] = {"size": 7, "sha256": sha256(checkpoint / name)}
+    listed["files"][name] = sha256(checkpoint / name)
     (checkpoint / "manifest.json").write_text(json.dumps(listed), encoding="utf-8")
     with pytest.raises(ConfigError, match="--resume_from_checkpoint .*cannot be read"):
         train("run", max_train_steps=10, resume_from_checkpoint="latest")
@@ -271,11 +271,17 @@ def test_checkpoint_state_runs_no_code(tmp_path):
 
 
 @posix
-def test_a_full_disk_is_one_line_and_all_checkpoints_stay(train):
+def test_a_full_disk_is_one_line_and_all_checkpoints_stay(train, tmp_path):
     """A limit on file sizes stands in for the disk: writing past it fails as writing to a full one does."""
     import resource  # POSIX only
 
+    (tmp_path / "few").mkdir()  # images that stay below the limit
+    for split in ("train", "test"):
+        make_dataset([blob(i) for i in range(60)], [0] * 60).to_parquet(
+            tmp_path / f"few/{split}-00000-of-00001.parquet"
+        )
     options = {"checkpointing_steps": 2, "checkpoints_total_limit": 2, "validation_steps": 0}
+    options["dataset_name"] = tmp_path / "few"
     out = train("run", **options)
     before = contents(out / "checkpoint-6") | contents(out / "checkpoint-8")
     options["resume_from_checkpoint"] = "latest"

@@ -74,10 +74,10 @@ def test_what_the_script_does_not_support_is_one_line(monkeypatch, variable, val
 @pytest.mark.parametrize(
     ("processes", "gpus", "use_cpu", "advice"),
     [
-        ("2", 1, "", "start 1, or set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"),
+        ("2", 1, "", "start 1, or, .*set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"),
         ("8", 4, "false", "start 4, or"),
-        ("2", 1, "true", "set CUDA_VISIBLE_DEVICES=-1 too"),
-        ("2", 1, "on", "set CUDA_VISIBLE_DEVICES=-1 too"),
+        ("2", 1, "true", ".*CUDA_VISIBLE_DEVICES=-1"),
+        ("2", 1, "on", ".*CUDA_VISIBLE_DEVICES=-1"),
         ("2", 2, "", None),
         ("2", 2, "true", None),
         ("2", 0, "", None),
@@ -191,13 +191,12 @@ def test_init_from_starts_from_the_weights_of_a_pipeline_or_checkpoint(train, mo
     assert metrics(resumed, "loss").keys() == {1, 2} and (resumed / "checkpoint-2").is_dir()
 
 
-def test_init_from_takes_other_classes_and_refuses_other_shapes(train, model, conditional_model, capsys):
+def test_init_from_takes_other_classes_and_refuses_other_shapes(train, model, conditional_model):
     train("classes", init_from=model, max_train_steps=1, validation_steps=0, **{"unet.num_class_embeds": 10})
-    assert "class_embedding.weight starts anew" in capsys.readouterr().out
     train("none", init_from=conditional_model, max_train_steps=1, validation_steps=0)
     for source, options, part in (
-        (model, {"unet.block_out_channels": "[8,8]"}, r"down_blocks\.1\.\S+ is \[.* there and \[.* here"),
-        (model, {"unet.layers_per_block": 2}, "absent there"),
+        (model, {"unet.block_out_channels": "[8,8]"}, r"down_blocks\.1\.\S+ does not fit"),
+        (model, {"unet.layers_per_block": 2}, "does not fit"),
         (ROOT / "configs", {}, "holds no model_index.json"),
         ("no/such/model", {}, "--init_from no/such/model"),
     ):
@@ -215,11 +214,8 @@ def test_check_reports_and_does_not_train(dataset_dir, tmp_path, capfd):
         f"output: {tmp_path / 'run'}, a new run",
         "images, 32 held out",
         "device: cpu, mixed precision no, ",
-        "U-Net: 44,969 parameters, 28x28x8 -> 14x14x16",
-        "run: 8 steps of 16 images",
-        "adamw's moments and average",
+        "run: 44,969 parameters, 8 steps of 16 images",
         "images/s per process, about ",
-        "s an image in 1000 steps",
     ):
         assert part in report, report
     assert "PROBLEM" not in report and not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files and not any(b"SecretSecret" in path.read_bytes() for path in files)
+    assert not any(b"SecretSecret" in path.read_bytes() for path in files)
 
 
 def test_tensorboard_shows_a_resumed_run_as_one(train):
