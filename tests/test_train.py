@@ -342,9 +342,9 @@ def test_one_thread_is_overruled_only_if_a_launcher_set_it(dataset_dir, tmp_path
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():
-    show = "import os, ddpm_mnist; print(os.environ['OMP_WAIT_POLICY'])"
-    given = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    for environment, policy in ((given, "PASSIVE"), (given | {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+    show = "import os, ddpm_mnist; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    given = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for environment, policy in ((given, "PASSIVE 10000"), (given | {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None")):
         command = [sys.executable, "-c", show]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.stdout.strip() == policy
