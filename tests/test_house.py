@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import ROOT
@@ -64,6 +65,13 @@ def test_train_is_one_flat_screen():
     assert inner == [train]
     called = {ast.unparse(node.func) for node in ast.walk(train) if isinstance(node, ast.Call)}
     assert {"scheduler.add_noise", "unet", "run.target", "F.mse_loss"} <= called
+
+
+def test_an_installed_package_needs_what_requirements_txt_lists_without_the_tests():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = [line.partition("#")[0].strip() for line in lines]
+    assert project["dependencies"] + project["optional-dependencies"]["test"] == required
 
 
 def show_help(script: str, *arguments: str) -> str:
