@@ -1,7 +1,7 @@
 """A Hub on loopback: the HTTP endpoints that huggingface_hub, diffusers and datasets call, with real semantics.
 
 Repositories with branches and commits, private ones, tokens of users, git blobs and LFS objects with checksums, ETags
-and redirects. Faults are injected by the number of the request: an error status, a cut connection, a delay. Unmodified
+and redirects. Faults are injected by the number of the request: an error status, a cut connection. Unmodified
 clients are pointed at it by HF_ENDPOINT.
 """
 
@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -161,8 +160,6 @@ class HubHandler(BaseHTTPRequestHandler):
             hub.requests.append(f"{self.command} {path}")
             number = len(hub.requests) - 1
         fault = hub.fault(number, hub.requests[number]) or ""
-        if fault.startswith("slow "):
-            time.sleep(float(fault.split()[1]))
         if fault == "cut before":
             self.cut()
             return
@@ -364,8 +361,6 @@ class HubHandler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.server_hub.objects:
                     raise Refusal(400, f"LFS object of {value['path']} was not uploaded")
                 files[value["path"]] = File(self.server_hub.objects[value["oid"]], True)
-            elif item["key"] == "deletedFolder":
-                files = {p: f for p, f in files.items() if not p.startswith(value["path"].rstrip("/") + "/")}
         pull_request = None
         if "create_pr" in self.query:
             rev = f"refs/pr/{sum(b.startswith('refs/pr/') for b in target.branches) + 1}"

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 from pathlib import Path
 
 import nbformat
@@ -22,7 +21,7 @@ from PIL import Image
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.hub import push as push_module
 from ddpm_mnist.hub.card import write_card
-from ddpm_mnist.hub.push import CheckpointPusher, files_to_push, push_model, upload, validate_model, without_this_repo
+from ddpm_mnist.hub.push import files_to_push, push_model, upload, validate_model, without_this_repo
 from ddpm_mnist.hub.repo import make_repo, read_token
 from ddpm_mnist.hub.space import space_files
 from ddpm_mnist.record import weights_sha256
@@ -384,79 +383,6 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, model, tiny_dataset_
     expected = {"init_from": "base", "dataset_name": "mnist", "output_dir": "out", "cache_dir": None}
     assert {name: published[name] for name in expected} == expected
     assert "datasets" not in front_matter(files["README.md"])  # a folder, whatever its name looks like
-
-
-# ---- checkpoints, as the run goes ------------------------------------------------------------------------------------
-
-PUSHED = {"push_checkpoints": True, "hub_model_id": "alice/run", "checkpointing_steps": 2, "validation_steps": 0}
-
-
-@pytest.fixture
-def at_once(monkeypatch):
-    """Each checkpoint is pushed before the run goes on."""
-    push = CheckpointPusher.push
-    monkeypatch.setattr(CheckpointPusher, "push", lambda self, checkpoint: (push(self, checkpoint), self.wait()))
-
-
-def test_checkpoints_are_pushed_as_the_run_goes_and_it_resumes_from_them(hub_here, at_once, train, tmp_path):
-    whole = train("whole", checkpoints_total_limit=1, **PUSHED)
-    repo = hub_here.repo("alice/run")
-    assert [c.message for c in repo.branches["main"][1:]] == [f"Add checkpoint-{step}" for step in (2, 4, 6, 8)]
-    kept = {path.split("/")[0] for path in repo.files()}
-    assert kept == {".gitattributes", "checkpoint-8", "metrics.jsonl", "train_config.yaml"}
-    assert not [path for path, content in repo.files().items() if str(tmp_path).encode() in content]
-    at_four = repo.branches["main"][2].files
-    for path, file in at_four.items():  # another machine, on which the job is started again
-        (tmp_path / "again" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "again" / path).write_bytes(file.content)
-    again = train("again", resume_from_checkpoint="latest", validation_steps=0)
-    assert same(weights(again / "unet"), weights(whole / "unet")) and metrics(again, "loss") == metrics(whole, "loss")
-
-
-def test_what_is_being_pushed_when_a_run_fails_is_pushed(hub_here, train, monkeypatch):
-    """The machine's disk may be lost as soon as the process has ended."""
-
-    def fail(run):
-        raise ConfigError("the loss is no longer finite")
-
-    hub_here.fault = lambda number, request: "slow 3" if "/create" in request else None
-    monkeypatch.setattr("ddpm_mnist.training.validation.validate", fail)
-    with pytest.raises(ConfigError, match="no longer finite"):
-        train("run", **(PUSHED | {"validation_steps": 3}))
-    assert "checkpoint-2/manifest.json" in hub_here.repo("alice/run").files()
-
-
-def test_a_checkpoint_that_cannot_be_pushed_ends_nothing(hub_here, at_once, train, capsys):
-    answers = iter(["409"])
-    hub_here.fault = lambda number, request: next(answers, None) if "/commit/" in request else None
-    train("run", max_train_steps=4, **PUSHED)
-    said = capsys.readouterr().out
-    assert "checkpoint-2 was not pushed (--hub_model_id alice/run: 409: somebody else changed it" in said
-    assert "checkpoint-4/manifest.json" in hub_here.repo("alice/run").files()
-    hub_here.fault = lambda number, request: "cut before"
-    assert (train("cut", max_train_steps=4, **PUSHED) / "model_index.json").is_file()
-    assert capsys.readouterr().out.count("the Hub cannot be reached, or broke off") == 2
-
-
-def test_training_does_not_wait_for_a_slow_hub_and_the_end_does(hub_here, train, capsys, monkeypatch):
-    trained, wait = threading.Event(), CheckpointPusher.wait
-
-    def wait_at_the_end(self):
-        monkeypatch.setattr(push_module, "LONGEST_WAIT", 0 if not trained.is_set() else 60)
-        wait(self)
-        if not trained.is_set():
-            trained.set()
-            wait_at_the_end(self)
-
-    hub_here.fault = lambda number, request: trained.wait(60) and None  # answers nothing until then
-    monkeypatch.setattr(CheckpointPusher, "wait", wait_at_the_end)
-    train("run", **PUSHED)
-    said = capsys.readouterr().out
-    assert "checkpoint-8 is still being pushed after 0 s" in said
-    assert "checkpoint-2 was not pushed (newer ones have replaced it)." in said
-    pushed = hub_here.repo("alice/run")
-    assert pushed.branches["main"][-1].message == "Add checkpoint-8"
-    assert {f"checkpoint-8/{path}" for path in ("manifest.json", "state.pt", "unet/config.json")} < set(pushed.files())
 
 
 # ---- trouble -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
-"""Pushing to the Hub: a trained model in one commit, after checks; or each checkpoint of a run while it trains."""
+"""Pushing a trained model to the Hub, in one commit, after checks."""
 
-import concurrent.futures
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..errors import ConfigError, file_problem
 from ..options import opt, read_yaml
@@ -24,7 +23,6 @@ FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE, "evaluation.json", "evaluation_*.png")
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 WRITTEN = ("README.md", PUSHED_CARD, SPACE_ID, "samples.png", "loss_curve.png", "notebook.ipynb")  # by a push
-LONGEST_WAIT = 600.0  # seconds, for the last checkpoint, at the end of a run
 
 # Runs in a fresh process without this repo: does stock diffusers load the folder, and what does it draw?
 STOCK_SAMPLE = """
@@ -194,47 +192,3 @@ def upload(api: HfApi, model_dir: Path, repo_id: str, files: list[str], **option
     if "README.md" in files:
         (model_dir / PUSHED_CARD).write_text(sha256(model_dir / "README.md") + "\n", encoding="utf-8")
     return commit.pr_url or commit.commit_url
-
-
-class CheckpointPusher:
-    """Pushes the checkpoints of a run, one at a time, in a thread of the Hub's client; if several wait, the newest.
-
-    A push that fails is one printed line, and the run goes on.
-    """
-
-    def __init__(self, repo_id: str, private: bool = False, say=print):
-        self.api, self.repo_id, self.private, self.say = HfApi(token=read_token()), repo_id, private, say
-        self.newest: Path | None = None
-        self.job: concurrent.futures.Future | None = None  # the push of the newest
-        self.pushed: set[str] = set()  # names of this run's checkpoints that are on the Hub
-
-    def push(self, checkpoint: Path) -> None:
-        """Push a checkpoint folder, with the settings and the log beside it, once those before it are done."""
-        self.newest = checkpoint
-        self.job = self.api.run_as_future(self.push_now, checkpoint)
-
-    def wait(self) -> None:
-        """Wait until the newest checkpoint is pushed, or has failed; at most 600 s. Python's exit waits without end."""
-        if self.job is not None and concurrent.futures.wait([self.job], LONGEST_WAIT).not_done:
-            self.say(f"{self.newest.name} is still being pushed after {LONGEST_WAIT:.0f} s. The run goes on.")
-
-    def push_now(self, checkpoint: Path) -> None:
-        """Push in one commit, which also deletes the checkpoints that the run has deleted."""
-        run = checkpoint.parent
-        if checkpoint != self.newest:
-            return
-        try:
-            make_repo(self.api, self.repo_id, self.private)
-            contents = {path.relative_to(run).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
-            contents[CONFIG_FILE] = published_config(run)
-            contents[METRICS_FILE] = (run / METRICS_FILE).read_bytes()  # as it is now: it grows
-            gone = {name for name in self.pushed if not (run / name).is_dir()}
-            with hub_errors(self.repo_id):
-                operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
-                operations += [CommitOperationDelete(f"{name}/") for name in gone]
-                checkpoint.stat()  # fails if the run has deleted it, perhaps while its files were listed
-                self.api.create_commit(self.repo_id, operations, commit_message=f"Add {checkpoint.name}")
-            self.pushed = self.pushed - gone | {checkpoint.name}
-        except Exception as error:  # of the Hub; or of the disk, as the run deletes old checkpoints
-            reason = error if checkpoint.is_dir() else "newer ones have replaced it"
-            self.say(f"{checkpoint.name} was not pushed ({reason}). The run goes on and tries the next one.")

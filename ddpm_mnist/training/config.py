@@ -166,9 +166,6 @@ class HubOptions:
     """Hub"""
 
     push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.")
-    push_checkpoints: bool = opt(
-        False, "Push each checkpoint during the run, for machines whose disk is lost at the end."
-    )
     hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.")
     hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
 

@@ -41,8 +41,6 @@ def export(run: Run) -> None:
         ) from error
     say(f"Saved to {output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:
-        if run.pusher is not None:
-            run.pusher.wait()
         push_model(output_dir, config.hub_model_id, private=config.hub_private_repo)
     grids = sorted((output_dir / "samples").glob("*.png"))
     picture = grids[-1] if grids else output_dir / "trajectory.png"

@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import ConfigError
-from ..hub.push import CheckpointPusher
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
@@ -80,7 +79,7 @@ class Run:
         }
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
-        self.lock = self.pusher = self.log = None  # from `begin` on
+        self.lock = self.log = None  # from `begin` on
 
     @property
     def state(self) -> dict:
@@ -105,8 +104,6 @@ class Run:
         if accelerator.is_main_process:
             self.lock = lock_output_dir(self.output_dir, accelerator.print)
             begin_output_dir(config, more_to_train=self.step < self.num_steps)
-            if config.push_checkpoints:
-                self.pusher = CheckpointPusher(config.hub_model_id, config.hub_private_repo, accelerator.print)
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)
         self.stop.listen()
@@ -201,9 +198,7 @@ class Run:
             state = {name: part.state_dict() for name, part in self.state.items()}
             state |= {"run": self.identity, "step": self.step, "counts": self.counts}
             limit = self.config.checkpoints_total_limit
-            checkpoint = save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
-            if self.pusher is not None:
-                self.pusher.push(checkpoint)
+            save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
         accelerator.wait_for_everyone()
 
     def load(self) -> None:
@@ -244,14 +239,10 @@ class Run:
         return self.stop.exit_code if self.step < self.num_steps else 0
 
     def close(self) -> None:
-        """Release signals and the output folder; checkpoints that are being pushed are pushed, even after an error."""
-        try:
-            if self.pusher is not None:
-                self.pusher.wait()
-        finally:
-            self.stop.restore()
-            if self.lock is not None:
-                self.lock.release()
+        """Release signals and the output folder."""
+        self.stop.restore()
+        if self.lock is not None:
+            self.lock.release()
 
 
 @contextmanager
@@ -284,7 +275,7 @@ def make_run(config: TrainConfig) -> Run:
     accelerator = start_accelerator(config)
     checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
-    if config.push_to_hub or config.push_checkpoints:  # now, and not after the training
+    if config.push_to_hub:  # now, and not after the training
         check_repo_id(config.hub_model_id)
         read_token()
     shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], config.num_classes)
