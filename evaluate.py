@@ -1,7 +1,6 @@
 """Measure a trained model: quality, variety and novelty of its samples, and its bits per dimension.
 
     python evaluate.py --model ddpm-mnist
-    python evaluate.py --model ddpm-mnist --compare ANOTHER --num_images 500    # which is better, from the same noise?
 
 Each value comes with a floor: the same metric for real images in place of samples. The features come from a small
 classifier that is trained here on the same data. push_to_hub.py puts the results in the model's folder
@@ -36,9 +35,6 @@ class EvaluateConfig(DataOptions, SampleOptions):
         "An error if its test accuracy is lower. Default: 0.985 for MNIST, 0 for other images.",
         at_least=0,
         at_most=1,
-    )
-    compare: str | None = opt(
-        None, "Another model: print the differences between the two, by the same noise, and write nothing.", path=True
     )
     output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
 
@@ -110,13 +106,7 @@ def evaluate(config: EvaluateConfig) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    config = parse_args(arguments)
-    if config.compare is None:
-        print(evaluate(config))
-    else:
-        from ddpm_mnist.evaluation.report import compare_models
-
-        print(compare_models(config))
+    print(evaluate(parse_args(arguments)))
     return 0
 
 

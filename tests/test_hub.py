@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from conftest import ROOT, as_nobody, in_process, metrics, posix, python, same, smoke_args, weights
+from conftest import ROOT, as_nobody, in_process, posix, python, smoke_args
 from hub_server import File, HubServer
 from huggingface_hub import HfApi, ModelCard, constants
 from packaging.requirements import Requirement

@@ -78,7 +78,7 @@ def test_commands_run_in_an_ascii_locale(command, model, tiny_dataset_dir, tmp_p
     ("cls", "paths"),
     [
         (TrainConfig, {"dataset_name", "cache_dir", "output_dir", "resume_from_checkpoint", "init_from"}),
-        (EvaluateConfig, {"dataset_name", "cache_dir", "output_dir", "model", "compare"}),
+        (EvaluateConfig, {"dataset_name", "cache_dir", "output_dir", "model"}),
         (GenerateConfig, {"model", "output"}),
         (PushConfig, {"model_dir"}),
     ],

@@ -49,12 +49,6 @@ def nearest(images: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tens
 # ---- each returns a value and half its 95% interval ------------------------------------------------------------------
 
 
-def mean_and_ci(values: Tensor) -> tuple[float, float]:
-    """The mean of `[N]` values."""
-    values = values.double()
-    return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
-
-
 def share_and_ci(hits: Tensor) -> tuple[float, float]:
     """The share of true values among `[N]` booleans, and the larger side of its interval (Wilson 1927).
 

@@ -1,4 +1,4 @@
-"""What an evaluation reports: metrics beside those of real images, the difference of two models, and pictures.
+"""What an evaluation reports: metrics beside those of real images, and pictures.
 
 `config` is the options of evaluate.py.
 """
@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..images.batches import Images, scale
-from ..loading import Model, load_model
+from ..loading import Model
 from ..randomness import seeded_generator
 from ..sampling import grid, labels_for, to_pil, to_uint8
 from ..scheduler import DDPMScheduler
 from .bound import predict_x0, variational_bound
 from .classifier import Judge, accuracy, classify, load_judge, train_classifier
-from .metrics import bootstrap, frechet_distance, gaussian_of, in_balls, jackknife, mean_and_ci, nearest, share_and_ci
+from .metrics import bootstrap, frechet_distance, gaussian_of, in_balls, jackknife, nearest, share_and_ci
 
 CONFIDENT = 0.9
 METRICS = {  # name -> (text, which way is better); a new metric is a row here and a line in `metrics_of`
@@ -124,41 +124,6 @@ def metrics_of(
 def nearest_distances(images: Tensor, train: Tensor, test: Tensor, k: int = 1) -> Tensor:
     """`[N, 2]`: to the nearest training image and to the k-th nearest test image."""
     return torch.stack([nearest(images, train)[0][:, 0], nearest(images, test, k)[0][:, -1]], dim=1)
-
-
-def compare_models(config) -> str:
-    """A Markdown table of two models and their difference, both by the same noise.
-
-    Chance changes both alike, and so their difference is known far better than either value. ConfigError: see
-    `measure_model`; or the models draw different images.
-    """
-    models = load_model(config.model), load_model(config.compare, "--compare")
-    one, other = ((model.shape, model.num_classes) for model in models)
-    if one != other:
-        raise ConfigError(f"--compare {config.compare}: draws (shape, classes) {other}, and --model {one}")
-    data, classifier, _, _ = load_judge(models[0], config)
-    real = gaussian_of(classify(classifier, data.test.images)[2])
-    _, confidences, features = zip(*(classify(classifier, draw_samples(model, config).images) for model in models))
-    jackknifed = partial(jackknife, block=models[0].num_classes or 1)  # samples count through the classes
-    unbiased = [jackknifed(lambda x: frechet_distance(x, real), one)[0] for one in features]
-    pairs = torch.stack(features, dim=1)
-    difference = jackknifed(lambda x: frechet_distance(x[:, 0], real) - frechet_distance(x[:, 1], real), pairs)
-    rows = [("Fréchet distance, without the bias of a finite sample", *unbiased, *difference)]
-
-    pairs = {METRICS["confident"][0]: [(x > CONFIDENT).double() for x in confidences]}
-    chosen = torch.randperm(len(data.test), generator=seeded_generator(config.seed, "subset"))[:400]
-    images, labels = scale(data.test.images[chosen]), data.test.labels[chosen] if models[0].num_classes else None
-    noise = torch.randn(images.shape, generator=seeded_generator(config.seed, "held-out noise"))
-    for log_snr in LOG_SNRS:
-        errors = [x0_errors(model, images, noise, log_snr, labels) for model in models]
-        pairs[f"squared error of x_0 at log SNR {log_snr}"] = errors
-    rows += [(text, one.mean(), other.mean(), *mean_and_ci(one - other)) for text, (one, other) in pairs.items()]
-
-    lines = ["| | model | other | difference, 95% interval | |", "| --- | --- | --- | --- | --- |"]
-    for text, one, other, value, ci in rows:
-        verdict = "significant" if abs(value) > ci else "not significant"
-        lines.append(f"| {text} | {one:.4g} | {other:.4g} | {value:+.2g} ± {ci:.2g} | {verdict} |")
-    return "\n".join(lines)
 
 
 def x0_errors(
