@@ -8,8 +8,6 @@ run it again.
 """
 
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
 from ddpm_mnist.hub.push import PushConfig, push_model
 from ddpm_mnist.options import read_options, run_script
@@ -17,8 +15,7 @@ from ddpm_mnist.options import read_options, run_script
 
 def main(arguments: list[str]) -> int:
     """Read the options and push."""
-    options = asdict(read_options(PushConfig, arguments, __doc__.splitlines()[0]))
-    push_model(Path(options.pop("model_dir")), **options)
+    push_model(read_options(PushConfig, arguments, __doc__.splitlines()[0]))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from .errors import ConfigError, first_line
 
@@ -47,11 +47,6 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def is_digits(dataset: str) -> bool:
-    """Whether a dataset is one of handwritten digits, by its name without the path."""
-    return dataset.split("/")[-1].lower() in ("mnist", "scikit-learn digits")
-
-
 def write_json(path: Path, content: dict) -> None:
     """Write a mapping as JSON."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -67,14 +62,10 @@ def flat(settings: dict) -> dict:
 
 def without_paths(settings: dict, local: bool) -> dict:
     """The settings with file names for paths, which may hold the user's name; `local`: the dataset is a path."""
-    settings = {**settings, "cache_dir": None}
+    settings = settings | {"cache_dir": None}
+    paths = {"output_dir", "dataset_name"} if local else {"output_dir"}
     for key, value in settings.items():
-        is_path = isinstance(value, str) and (
-            value.startswith(("/", "~", ".", "\\"))
-            or value[1:2] == ":"
-            or key == "output_dir"
-            or (key == "init_from" and (value.count("/") > 1 or "\\" in value))
-        )
-        if is_path or (key == "dataset_name" and isinstance(value, str) and local):
-            settings[key] = value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+        path = PureWindowsPath(value if isinstance(value, str) else "")  # reads the paths of both kinds of system
+        if path.name and (key in paths or path.anchor or len(path.parts) > 2):  # a Hub id has two parts
+            settings[key] = path.name
     return settings

@@ -57,7 +57,7 @@ def written_by_hand(card: str) -> bool:
 def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None) -> ModelCard:
     """The card of the model; draws loss_curve.png, and copies the run's last grid of samples to samples.png."""
     run = read_yaml("--model_dir", model_dir / CONFIG_FILE) | read_json(model_dir / RESULTS_FILE)
-    dataset, on_hub = dataset_of(run)
+    dataset, on_hub = run["dataset"], "/" in run["dataset"] and not run["dataset_is_local"]
     weights, evaluated = weights_sha256(model_dir), read_json(model_dir / "evaluation.json")
     evaluated = evaluated if evaluated.get("weights_sha256") == weights else {}  # else it measured other weights
     results = figures(run, evaluated, weights, dataset)
@@ -106,13 +106,6 @@ def usage(repo_id: str, conditional: bool) -> str:
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}"{trust})
 pipe({arguments}).images[0].save("image.png")"""
-
-
-def dataset_of(run: dict) -> tuple[str, bool]:
-    """The name of the dataset, without a path, which may hold the user's name; and whether it is on the Hub."""
-    name = run["dataset"]
-    on_hub = name.count("/") == 1 and not run["dataset_is_local"]
-    return name if on_hub else name.replace("\\", "/").rsplit("/", 1)[-1], on_hub
 
 
 def num_classes(model_dir: Path) -> int | None:

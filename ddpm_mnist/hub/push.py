@@ -1,5 +1,6 @@
 """Pushing a trained model to the Hub, in one commit, after checks."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..errors import ConfigError, file_problem
 from ..options import opt, read_yaml
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, sha256, without_paths
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, without_paths
 from .card import SPACE_ID, read_text, usage, write_card
 from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_token
 from .space import check_space, open_space, space_files, upload_space
@@ -50,34 +51,32 @@ class PushConfig:
     create_pr: bool = opt(False, "Open a pull request instead of committing.")
     commit_message: str = opt("Upload DDPM", "Message of the commit.")
     license: str = opt("mit", "License of the weights, for the model card.")
-    include_checkpoints: bool = opt(False, "Also checkpoints, with the optimizer's state.")
     dry_run: bool = opt(False, "Validate and list, and send nothing.")
 
 
-def push_model(model_dir: Path, hub_model_id: str, **options) -> None:
-    """Validate a trained model, write its card, upload both, and print how it is used. `options`: see `PushConfig`.
+def push_model(config: PushConfig) -> None:
+    """Validate a trained model, write its card, upload both, and print how it is used.
 
     ConfigError: an option cannot be right, the model does not load, or the Hub refuses something.
     """
-    config, repo_id = PushConfig(hub_model_id, str(model_dir), **options), hub_model_id
+    model_dir, repo_id = Path(config.model_dir), config.hub_model_id
     check_push(config)
     api = None if config.dry_run else HfApi(token=read_token())
     validate_model(model_dir)
-    keep_card = api is not None and open_repos(api, config)
+    card_stays = api is not None and open_repos(api, config)
     write_card(model_dir, repo_id, config.license)
-    files = files_to_push(model_dir, config.include_checkpoints)
-    if keep_card:
-        files.remove("README.md")
+    files = files_to_push(model_dir)
+    if card_stays:
+        del files["README.md"]
         print(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
-    list_files({path: (model_dir / path).stat().st_size for path in files}, repo_id)
+    list_files(files, repo_id)
     space = space_files(repo_id, config.license) if config.space_id is not None else {}
     if space:
-        list_files({path: len(content) for path, content in space.items()}, f"the Space {config.space_id}")
+        list_files(space, f"the Space {config.space_id}")
     if api is None:
         print("Nothing was sent (--dry_run).")
         return
-    options = {"revision": config.revision, "create_pr": config.create_pr, "commit_message": config.commit_message}
-    address = upload(api, model_dir, repo_id, files, **options)
+    address = upload(api, config, files)
     if space:
         print(f"\n{upload_space(api, config.space_id, space, config.private)}")
     print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file())}")
@@ -122,13 +121,12 @@ def validate_model(model_dir: Path) -> None:
 
     conditional = (model_dir / "pipeline.py").is_file()
     arguments = {"class_labels": [0, 0], "guidance_scale": 1.0} if conditional else {"batch_size": 2}
-    environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-    environment["PYTHONPATH"] = without_this_repo(os.environ.get("PYTHONPATH", ""))
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, "sample.npy")
-        command = [sys.executable, "-c", STOCK_SAMPLE, str(model_dir.resolve()), json.dumps(arguments), output]
+        # -P: the folder in which the process starts, perhaps this repo, is no place to import from
+        command = [sys.executable, "-P", "-c", STOCK_SAMPLE, str(model_dir), json.dumps(arguments), output]
         text = {"encoding": "utf-8", "errors": "replace"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, **text)
+        done = subprocess.run(command, env=os.environ | {"HF_TOKEN": ""}, capture_output=True, **text)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"{option}: stock diffusers cannot load and run it ({last}); train or export it again")
@@ -152,43 +150,33 @@ def own_sample(model_dir: Path, arguments: dict):
     return pipe(**arguments, generator=generator, num_inference_steps=4, output_type="pt").images.numpy()
 
 
-def without_this_repo(python_path: str) -> str:
-    """A PYTHONPATH without checkouts of this repo, for a process in another folder. Other packages stay."""
-    folders = [os.path.abspath(folder) for folder in python_path.split(os.pathsep) if folder]
-    return os.pathsep.join(f for f in folders if not os.path.isfile(os.path.join(f, "push_to_hub.py")))
-
-
-def files_to_push(model_dir: Path, include_checkpoints: bool = False) -> list[str]:
-    """What is pushed, relative to the folder: the model, its card and its record; never more, unless asked."""
-    patterns = [*FILES, "checkpoint-[0-9]*/**/*"] if include_checkpoints else FILES
-    paths = {path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(model_dir).as_posix() for path in paths)
-
-
-def published_config(model_dir: Path) -> bytes:
-    """`train_config.yaml` as it is published, without paths."""
+def files_to_push(model_dir: Path) -> dict[str, bytes]:
+    """Path -> content of what is pushed: the model, its card and its record, without paths of this machine."""
+    paths = sorted(path for pattern in FILES for path in model_dir.glob(pattern) if path.is_file())
+    files = {path.relative_to(model_dir).as_posix(): path.read_bytes() for path in paths}
     settings = read_yaml("--model_dir", model_dir / CONFIG_FILE)
     local = read_json(model_dir / RESULTS_FILE).get("dataset_is_local", True)
-    return yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()
+    files[CONFIG_FILE] = yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()
+    return files
 
 
-def list_files(sizes: dict[str, int], goal: str) -> None:
+def list_files(files: dict[str, bytes], goal: str) -> None:
     """Print what is uploaded where: a line for each file, and the sum."""
-    for path, size in sizes.items():
-        print(f"{size:>12,}  {path}")
-    print(f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {goal}")
+    for path, content in files.items():
+        print(f"{len(content):>12,}  {path}")
+    print(f"{sum(map(len, files.values())):>12,}  bytes in {len(files)} files for {goal}")
 
 
-def upload(api: HfApi, model_dir: Path, repo_id: str, files: list[str], **options) -> str:
+def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
     """Upload the files in one commit; returns its address, or that of the newest commit if nothing has changed.
 
     Can be interrupted anywhere and run again: uploaded files are kept by their hash, and the commit is all or nothing.
-    `options`: of `HfApi.create_commit`. ConfigError: see `explain`.
     """
-    contents = {path: published_config(model_dir) if path == CONFIG_FILE else model_dir / path for path in files}
-    with hub_errors(repo_id):
-        operations = [CommitOperationAdd(path, content) for path, content in contents.items()]
-        commit = api.create_commit(repo_id, operations, **options)
+    where = {"revision": config.revision, "create_pr": config.create_pr}
+    with hub_errors(config.hub_model_id):
+        operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+        commit = api.create_commit(config.hub_model_id, operations, commit_message=config.commit_message, **where)
     if "README.md" in files:
-        (model_dir / PUSHED_CARD).write_text(sha256(model_dir / "README.md") + "\n", encoding="utf-8")
+        pushed = hashlib.sha256(files["README.md"]).hexdigest()
+        Path(config.model_dir, PUSHED_CARD).write_text(pushed + "\n", encoding="utf-8")
     return commit.pr_url or commit.commit_url

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
-from ..hub.push import push_model
+from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline
 from ..record import RESULTS_FILE, weights_sha256, write_json
 from ..sampling import grid, moments_to_show, to_pil, trajectory_picture
@@ -41,7 +41,7 @@ def export(run: Run) -> None:
         ) from error
     say(f"Saved to {output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:
-        push_model(output_dir, config.hub_model_id, private=config.hub_private_repo)
+        push_model(PushConfig(config.hub_model_id, str(output_dir), private=config.hub_private_repo))
     grids = sorted((output_dir / "samples").glob("*.png"))
     picture = grids[-1] if grids else output_dir / "trajectory.png"
     say(f"Trained on {run.data.name}. Samples: {picture}. Next: python generate.py --model {output_dir}")
