@@ -79,25 +79,24 @@ def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | Non
     The labels of the samples are the requested classes, counting through all; None for an unconditional model.
     """
     train, test, generator = judge.data.train, judge.data.test, seeded_generator(judge.config.seed, "subset")
-    draws = (train, len(samples)), (test, len(samples)), (train, len(test)), (train, len(samples))
-    rows, test_rows, others, lesson = (torch.randperm(len(x), generator=generator)[:count] for x, count in draws)
+    draws = (train, len(samples)), (test, len(samples)), (train, len(test))
+    rows, test_rows, others = (torch.randperm(len(x), generator=generator)[:count] for x, count in draws)
     conditional = samples.labels is not None
-    real, examples = (Images(train.images[x], train.labels[x] if conditional else None) for x in (rows, lesson))
+    real = Images(train.images[rows], train.labels[rows] if conditional else None)
     block = int(samples.labels.max()) + 1 if conditional else 1
     distances = partial(nearest_distances, train=train.images[others], test=test.images)
-    values = metrics_of(samples, samples, distances(samples.images), block, test_rows, judge)
+    values = metrics_of(samples, distances(samples.images), block, test_rows, judge)
     # the floor of the distances is that of test images, whose nearest test image is themselves
-    floor = metrics_of(real, examples, distances(test.images[test_rows], k=2), 1, test_rows, judge)
+    floor = metrics_of(real, distances(test.images[test_rows], k=2), 1, test_rows, judge)
     return {name: (*value, floor[name][0]) for name, value in values.items()}
 
 
 def metrics_of(
-    images: Images, examples: Images, distances: Tensor, block: int, test_rows: Tensor, judge: Judge
+    images: Images, distances: Tensor, block: int, test_rows: Tensor, judge: Judge
 ) -> dict[str, tuple[float, float | None]]:
     """Each metric of N images, samples or real ones, and half its 95% interval.
 
     Args:
-        examples: labelled images that a classifier learns from.
         distances, block: see `nearest_distances` and `jackknife`.
         test_rows: N rows of the test split, for precision and recall, which compare sets of equal size.
     """
@@ -114,7 +113,7 @@ def metrics_of(
         "confident": share_and_ci(confidence > CONFIDENT),
     }
     if images.labels is not None:
-        taught = train_classifier(examples, config.classifier_steps, config.seed)
+        taught = train_classifier(images, config.classifier_steps, config.seed)
         values["read_as_asked"] = share_and_ci(classes == images.labels)
         values["accuracy_from_samples"] = accuracy(taught, test), None
     values["nearest_ratio"] = bootstrap(lambda x: (x[:, 0].median() / x[:, 1].median()).item(), distances, config.seed)

@@ -28,6 +28,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "mit") -> None:
     """
     classes = num_classes(model_dir)
     write_notebook(model_dir, repo_id, classes)
+    draw_loss_curve(model_dir)
     try:
         card = str(model_card(model_dir, repo_id, license, classes))
     except Exception as error:  # a setting is missing or of another type; the metadata break the Hub's rules
@@ -55,7 +56,7 @@ def written_by_hand(card: str) -> bool:
 
 
 def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None) -> ModelCard:
-    """The card of the model; draws loss_curve.png, and copies the run's last grid of samples to samples.png."""
+    """The card of the model; copies the run's last grid of samples to samples.png."""
     run = read_yaml("--model_dir", model_dir / CONFIG_FILE) | read_json(model_dir / RESULTS_FILE)
     dataset, on_hub = run["dataset"], "/" in run["dataset"] and not run["dataset_is_local"]
     weights, evaluated = weights_sha256(model_dir), read_json(model_dir / "evaluation.json")
@@ -90,7 +91,6 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None)
         space_id=read_text(model_dir / SPACE_ID).strip(),
         grid=bool(grids),
         trajectory=(model_dir / "trajectory.png").is_file(),
-        loss_curve=draw_loss_curve(model_dir),
     )
 
 
@@ -134,13 +134,11 @@ def gallery(model_dir: Path, classes: int | None) -> list[dict]:
     return [{"text": text, "output": {"url": f"gallery/{path.name}"}} for text, path in zip(texts, paths)]
 
 
-def draw_loss_curve(model_dir: Path) -> bool:
-    """Draw loss_curve.png from metrics.jsonl; False if it has no loss."""
-    lines = read_metrics(model_dir / METRICS_FILE)
-    if not any("loss" in line for line in lines):
-        return False
+def draw_loss_curve(model_dir: Path) -> None:
+    """Draw loss_curve.png from metrics.jsonl."""
     from matplotlib.figure import Figure  # not pyplot, which would change the caller's backend
 
+    lines = read_metrics(model_dir / METRICS_FILE)
     figure = Figure(figsize=(7, 3.5), layout="tight")
     axes = figure.add_subplot()
     for key, label in CURVES.items():
@@ -150,7 +148,6 @@ def draw_loss_curve(model_dir: Path) -> bool:
     axes.set(xlabel="update", ylabel="loss", yscale="log")
     axes.legend()
     figure.savefig(model_dir / "loss_curve.png", dpi=100, metadata={"Software": None})  # no date: the same file again
-    return True
 
 
 def write_notebook(model_dir: Path, repo_id: str, classes: int | None) -> None:

@@ -23,7 +23,6 @@ FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md"
 FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE, "evaluation.json", "evaluation_*.png")
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
-WRITTEN = ("README.md", PUSHED_CARD, SPACE_ID, "samples.png", "loss_curve.png", "notebook.ipynb")  # by a push
 
 # Runs in a fresh process without this repo: does stock diffusers load the folder, and what does it draw?
 STOCK_SAMPLE = """
@@ -83,15 +82,14 @@ def push_model(config: PushConfig) -> None:
 
 
 def check_push(config: PushConfig) -> None:
-    """ConfigError: an option cannot be right, or the files that a push writes into the folder cannot be written."""
+    """ConfigError: an option cannot be right, or the card cannot be written."""
     main_branch, folder = config.revision in (None, "main"), Path(config.model_dir)
     check_repo_id(config.hub_model_id)
     if config.create_pr and not main_branch:
         raise ConfigError(f"--create_pr: goes to main, and --revision {config.revision} elsewhere; give one of them")
     if config.space_id is not None:
         check_space(config.space_id, main_branch and not config.create_pr)
-    problems = (file_problem(folder / name) for name in WRITTEN if folder.is_dir())
-    if problem := next(filter(None, problems), None):
+    if problem := file_problem(folder / "README.md"):
         raise ConfigError(f"--model_dir {folder}: {problem}")
 
 
