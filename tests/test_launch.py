@@ -15,7 +15,6 @@ import train_ddpm_mnist as script
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.training import hardware
 from ddpm_mnist.training.config import TrainConfig, parse_args
-from ddpm_mnist.training.log import tracker_names
 from ddpm_mnist.training.run import prepare
 
 # ---- what the environment says -------------------------------------------------------------------------------------
@@ -127,8 +126,8 @@ def test_a_folder_with_the_name_of_a_tracker_is_not_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--report_to aim: not installed; `pip install aim`"):
-        tracker_names("aim")
-    assert tracker_names("tensorboard") == "tensorboard" and tracker_names("none") is None
+        hardware.tracker_names("aim")
+    assert hardware.tracker_names("tensorboard") == "tensorboard" and hardware.tracker_names("none") is None
 
 
 def test_a_tracker_that_cannot_start_is_one_line(train, tmp_path):
