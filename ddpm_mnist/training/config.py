@@ -5,7 +5,6 @@ sections of the file, by their diffusers config keys; the command line reaches t
 `--unet.layers_per_block 2`.
 """
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -187,20 +186,6 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
     def null_class_label(self) -> int | None:
         """The label that stands for a dropped one; None if none are dropped."""
         return self.unet["num_class_embeds"] - 1 if self.class_dropout_prob else None
-
-    @property
-    def num_classes(self) -> int | None:
-        """How many classes the images have; None for an unconditional U-Net."""
-        embeddings = self.unet.get("num_class_embeds")
-        return embeddings if self.null_class_label is None else embeddings - 1
-
-    def global_batch(self, num_processes: int) -> int:
-        """Images per update of the weights, over all processes and micro-batches."""
-        return self.train_batch_size * self.gradient_accumulation_steps * num_processes
-
-    def num_steps(self, num_images: int, num_processes: int) -> int:
-        """Updates in the run: `max_train_steps`, or as many as `num_train_epochs` passes over the images take."""
-        return self.max_train_steps or math.ceil(self.num_train_epochs * num_images / self.global_batch(num_processes))
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a run resumes from a checkpoint: all that shapes its numbers.

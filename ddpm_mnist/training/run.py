@@ -1,8 +1,10 @@
 """A training run: its parts, and its state from one update to the next."""
 
+import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,7 +22,8 @@ from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
 from ..loss import posterior_mean, prediction_target
-from .batches import Batches, References
+from ..pipeline import count_classes
+from .batches import References, micro_batches
 from .build import build, check_models, start_from
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
@@ -50,8 +53,10 @@ class Run:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: Data, checkpoint: Path | None = None):
         self.config, self.accelerator, self.data, self.checkpoint = config, accelerator, data, checkpoint
         self.output_dir = Path(config.output_dir)
-        self.global_batch = config.global_batch(accelerator.num_processes)
-        self.num_steps = config.num_steps(len(data.train), accelerator.num_processes)
+        self.global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        self.num_steps = config.max_train_steps
+        if self.num_steps is None:
+            self.num_steps = math.ceil(config.num_train_epochs * len(data.train) / self.global_batch)
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
@@ -68,7 +73,6 @@ class Run:
         # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about the last tenth of any run.
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
-        self.batch_source = Batches(config, data.train, self.scheduler, accelerator)
         self.references = References(config, data.train) if config.reference_images else None
 
         self.identity = {
@@ -111,6 +115,7 @@ class Run:
         self.log = MetricsLog(accelerator, config, self.step)
         self.stop.listen()
         accelerator.print(
+        self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
             f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
             f" {self.num_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
             f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
@@ -125,11 +130,11 @@ class Run:
     # ---- one update ------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """The micro-batches of this update: images, labels, timesteps and noise; see `Batches.of_update`."""
+        """The micro-batches of this update: images, labels, timesteps and noise; see `micro_batches`."""
         self.update_loss = torch.zeros((), device=self.accelerator.device)
         if self.references is not None:
             self.references.draw(self.step)
-        return self.batch_source.of_update(self.step)
+        return islice(self.micro_batches, self.config.gradient_accumulation_steps)
 
     def target(
         self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
