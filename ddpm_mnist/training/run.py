@@ -107,15 +107,15 @@ class Run:
         """Make the output folder and start its log; print what is trained."""
         accelerator, config = self.accelerator, self.config
         if accelerator.is_main_process:
-            self.lock = lock_output_dir(self.output_dir, accelerator.print)
+            self.lock = lock_output_dir(self.output_dir)
             begin_output_dir(config, more_to_train=self.step < self.num_steps)
             if config.push_checkpoints:
                 self.pusher = CheckpointPusher(config.hub_model_id, config.hub_private_repo, accelerator.print)
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)
         self.stop.listen()
-        accelerator.print(
         self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
+        accelerator.print(
             f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
             f" {self.num_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
             f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
@@ -267,27 +267,21 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
     checkpoint do not fit the config.
     """
-    first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
-    run = None
-    try:
-        with settings_restored():
-            run = make_run(config)
-            yield run
-    finally:
-        try:
-            if run is not None:
-                run.close()
-        finally:
-            if first:
-                AcceleratorState._reset_state(reset_partial_state=True)
-                GradientState._reset_state()
+    with ExitStack() as at_the_end:
+        if not AcceleratorState._shared_state:  # else the caller has an Accelerator in this process
+            at_the_end.callback(GradientState._reset_state)
+            at_the_end.callback(AcceleratorState._reset_state, reset_partial_state=True)
+        at_the_end.enter_context(settings_restored())
+        run = make_run(config)
+        at_the_end.callback(run.close)
+        yield run
 
 
 def make_run(config: TrainConfig) -> Run:
     """A new run, or one as its checkpoint holds it. ConfigError: see `prepare`."""
     check_models(config)
     accelerator = start_accelerator(config)
-    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
+    checkpoint = check_output_dir(config) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
     if config.push_to_hub or config.push_checkpoints:  # now, and not after the training
         check_repo_id(config.hub_model_id)
