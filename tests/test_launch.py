@@ -1,4 +1,4 @@
-"""What a launcher or the environment does to a run; a run as a function; starting from another model; --check."""
+"""What a launcher or the environment does to a run; a run as a function; starting from another model."""
 
 import signal
 import threading
@@ -201,37 +201,3 @@ def test_init_from_takes_other_classes_and_refuses_other_shapes(train, model, co
     ):
         with pytest.raises(ConfigError, match=part):
             train("other", init_from=source, **options)
-
-
-# ---- --check -------------------------------------------------------------------------------------------------------
-
-
-def test_check_reports_and_does_not_train(dataset_dir, tmp_path, capfd):
-    assert in_process(script.main, *smoke_args(dataset_dir, tmp_path / "run"), "--check") == 0
-    report = capfd.readouterr().out
-    for part in (
-        f"output: {tmp_path / 'run'}, a new run",
-        "images, 32 held out",
-        "device: cpu, mixed precision no, ",
-        "run: 44,969 parameters, 8 steps of 16 images",
-        "images/s per process, about ",
-    ):
-        assert part in report, report
-    assert "PROBLEM" not in report and not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("extra", "problem"),
-    [
-        (["--lr_warmup_steps=8"], "PROBLEM --lr_warmup_steps 8: the run has only 8 steps"),
-        (["--scheduler.num_train_timesteps=50"], "x_T still holds"),
-        (["--scheduler.beta_start=1e-9"], "the first timesteps add no noise in float32"),
-        (["--unet.norm_num_groups=5"], "unet.norm_num_groups=5"),
-        (["--init_from=no/such"], "--init_from no/such"),
-        (["--push_to_hub"], "--hub_model_id: missing"),
-    ],
-)
-def test_check_exits_with_2_on_a_problem(extra, problem, dataset_dir, tmp_path, capfd):
-    assert in_process(script.main, *smoke_args(dataset_dir, tmp_path / "run"), "--check", *extra) == 2
-    captured = capfd.readouterr()
-    assert problem in captured.out + captured.err and "Traceback" not in captured.err

@@ -322,6 +322,15 @@ def test_the_held_out_error_is_that_of_the_noise_whatever_the_network_outputs(pr
 
 
 def test_the_first_grid_comes_at_update_100_and_the_last_line_says_what_to_do_next(train, capsys):
+@pytest.mark.parametrize("timesteps", [1000, 50])
+def test_a_schedule_that_does_not_end_in_noise_is_warned_of(timesteps, dataset_dir, tmp_path, capsys):
+    args = smoke_args(dataset_dir, tmp_path / "run", **{"scheduler.num_train_timesteps": timesteps})
+    with prepare(parse_args(args)) as run:
+        run.begin()
+    warned = "x_T still holds 78% of x_0, but sampling starts from pure noise; raise" in capsys.readouterr().out
+    assert warned == (timesteps == 50)
+
+
     out = train("run", max_train_steps=101, validation_steps=1000, train_batch_size=2, logging_steps=100)
     assert [p.name for p in sorted((out / "samples").iterdir())] == ["step-000100.png", "step-000101.png"]
     lines = capsys.readouterr().out.splitlines()

@@ -75,7 +75,6 @@ class OutputOptions:
     checkpoints_total_limit: int | None = opt(2, "Keep the N newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
     logging_steps: int = opt(10, "Log every N updates: the mean loss since the last log.", at_least=1)
-    check: bool = opt(False, "Report what the run would cost and its problems; do not train.", saved=False)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,12 @@ class Run:
             f" precision {accelerator.mixed_precision}."
         )
         self.progress = tqdm(
+        signal = float(self.scheduler.alphas_cumprod[-1]) ** 0.5
+        if signal > 0.1:
+            accelerator.print(
+                f"Warning: x_T still holds {signal:.0%} of x_0, but sampling starts from pure noise; raise"
+                " scheduler.beta_end or scheduler.num_train_timesteps."
+            )
             total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
         )
         self.started, self.first_step = time.perf_counter(), self.step
