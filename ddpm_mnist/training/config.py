@@ -154,7 +154,6 @@ class ValidationOptions:
     validation_steps: int = opt(
         800, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
     )
-    num_validation_samples: int = opt(1024, "Held-out images for the loss.", at_least=1)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
 

@@ -33,6 +33,7 @@ from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
+HELD_OUT_IMAGES = 1024  # for the held-out loss
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
 
 
@@ -294,7 +295,7 @@ def make_run(config: TrainConfig) -> Run:
         read_token()
     shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], config.num_classes)
     with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
-        data = load_data(config, shape, config.num_validation_samples, accelerator.print)
+        data = load_data(config, shape, HELD_OUT_IMAGES, accelerator.print)
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)
