@@ -14,8 +14,6 @@ import yaml
 from ..errors import ConfigError
 from ..options import DataOptions, no_such_option, opt, options_of, peek, read_options, read_yaml
 
-DESCRIPTION = "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images."
-
 # The paper's objective (Algorithm 1), with AdamW; the learning rate is ours. configs/paper.yaml states the same.
 PAPER = {
     "optimizer": "adamw",
@@ -217,10 +215,13 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     file = Path(given.config).expanduser() if given.config else None
     values = read_yaml("--config", file) if file else {}
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
+    for name, keys in sections.items():
+        if not isinstance(keys, dict):
+            raise ConfigError(f"--config {file}: {name} must hold `key: value` lines")
     config, rest = read_options(
         TrainConfig,
         arguments,
-        DESCRIPTION,
+        "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.",
         file,
         values,
         extra={"config": "YAML file of options, such as those in configs/; the command line wins over it."},
@@ -231,9 +232,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     config = replace(config, **length_of_run(vars(given), values, config))
     for name, value in section_options(rest).items():
         section, key = name.split(".")
-        if isinstance(sections[section], dict):
-            sections[section][key] = value
-    config = replace(config, **{name: read_section(config, name, keys, file) for name, keys in sections.items()})
+        sections[section][key] = value
+    config = replace(config, **{name: with_keys(getattr(config, name), keys) for name, keys in sections.items()})
     return check_unet(config, sections["unet"])
 
 
@@ -267,13 +267,9 @@ def section_options(rest: list[str]) -> dict[str, Any]:
     return found
 
 
-def read_section(config: TrainConfig, name: str, keys: Any, file: Path | None) -> dict:
-    """A section of the config: the defaults with these keys replaced. A key that is null keeps its default."""
-    if not isinstance(keys, dict):
-        raise ConfigError(f"--config {file}: {name} must hold `key: value` lines")
-    section = dict(getattr(config, name))
-    section |= {k: number_if_number(v) for k, v in keys.items() if v is not None or section.get(k) is None}
-    return section
+def with_keys(section: dict, keys: dict) -> dict:
+    """The default section of a config with these keys replaced. A key that is null keeps its default."""
+    return section | {k: number_if_number(v) for k, v in keys.items() if v is not None or section.get(k) is None}
 
 
 def check_unet(config: TrainConfig, given: dict) -> TrainConfig:

@@ -114,21 +114,21 @@ class Run:
                 self.pusher = CheckpointPusher(config.hub_model_id, config.hub_private_repo, accelerator.print)
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)
-        self.stop.listen()
         self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
+        self.stop.listen()
         accelerator.print(
             f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
             f" {self.num_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
             f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
             f" precision {accelerator.mixed_precision}."
         )
-        self.progress = tqdm(
         signal = float(self.scheduler.alphas_cumprod[-1]) ** 0.5
         if signal > 0.1:
             accelerator.print(
                 f"Warning: x_T still holds {signal:.0%} of x_0, but sampling starts from pure noise; raise"
                 " scheduler.beta_end or scheduler.num_train_timesteps."
             )
+        self.progress = tqdm(
             total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
         )
         self.started, self.first_step = time.perf_counter(), self.step
@@ -293,7 +293,8 @@ def make_run(config: TrainConfig) -> Run:
     if config.push_to_hub or config.push_checkpoints:  # now, and not after the training
         check_repo_id(config.hub_model_id)
         read_token()
-    shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], config.num_classes)
+    classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
+    shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], classes)
     with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
         data = load_data(config, shape, HELD_OUT_IMAGES, accelerator.print)
     if len(set(gather_object([data.fingerprint]))) > 1:
