@@ -46,21 +46,17 @@ def generate(config: GenerateConfig) -> list[Path]:
     from tqdm.auto import tqdm  # here and not above, so that --help need not wait for torch
 
     from ddpm_mnist.loading import load_model
-    from ddpm_mnist.sampling import grid, moments_to_show, to_pil, trajectory_picture
+    from ddpm_mnist.sampling import grid, images_and_trajectory, trajectory_picture
 
     model = load_model(config.model)
     steps, classes = model.num_steps(config), model.num_classes
     if config.class_label is not None and (classes is None or not 0 <= config.class_label < classes):
         raise ConfigError(f"--class_label {config.class_label}: the model has {classes or 'no'} classes")
 
-    images, trajectory = [], []
     drawn = model.draw(range(config.num_images), config, config.class_label)
     total = -(-config.num_images // config.batch_size) * steps
-    for number, (batch, step) in enumerate(tqdm(drawn, total=total, desc=f"{config.scheduler}, {steps} steps")):
-        if batch == 0 and number in moments_to_show(steps):
-            trajectory.append(step)
-        if step.last:
-            images.extend(to_pil(step.prev_sample))
+    drawn = tqdm(drawn, total=total, desc=f"{config.scheduler}, {steps} steps")
+    images, trajectory = images_and_trajectory(drawn, steps)
 
     singles, new = paths[1].parent, set(paths)
     singles.mkdir(parents=True, exist_ok=True)

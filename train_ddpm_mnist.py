@@ -56,13 +56,7 @@ def train(config: TrainConfig) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Read the options; train, or with `--check` report and do not train."""
-    config = parse_args(arguments)
-    if config.check:
-        from ddpm_mnist.training.check import check
-
-        return check(config)
-    return train(config)
+    return train(parse_args(arguments))
 
 
 if __name__ == "__main__":

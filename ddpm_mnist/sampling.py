@@ -4,6 +4,8 @@ The loop over the timesteps, Algorithm 2, is `denoise` in `pipeline.py`, the fil
 so that anyone's pipeline and this repo draw the same images.
 """
 
+from collections.abc import Iterable
+
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils import make_image_grid
@@ -62,9 +64,18 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
 
 
-def moments_to_show(num_inference_steps: int) -> set[int]:
-    """Ten of the numbers 0 ... num_inference_steps - 1, evenly spread, with the last; all if there are fewer."""
-    return {round((i + 1) * num_inference_steps / 10) - 1 for i in range(10)}
+def images_and_trajectory(
+    drawn: Iterable[tuple[int, Step]], num_inference_steps: int
+) -> tuple[list[Image.Image], list[Step]]:
+    """From what `Model.draw` yields: all images, and ten steps of the first batch, evenly spread, with the last."""
+    images, trajectory = [], []
+    shown = {round((i + 1) * num_inference_steps / 10) - 1 for i in range(10)}
+    for number, (batch, step) in enumerate(drawn):
+        if batch == 0 and number in shown:
+            trajectory.append(step)
+        if step.last:
+            images += to_pil(step.prev_sample)
+    return images, trajectory
 
 
 def trajectory_picture(steps: list[Step], count: int = 4) -> Image.Image:

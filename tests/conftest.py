@@ -71,6 +71,14 @@ def tiny_dataset(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_held_out_images() -> None:
+    """Runs in this process measure the held-out loss on 32 images: on 1,024, that would take most of a test's time."""
+    from ddpm_mnist.training import run
+
+    run.HELD_OUT_IMAGES = 32
+
+
 def smoke_args(dataset_dir: str, output_dir: Path, **options) -> list[str]:
     """Arguments of a run of seconds; options by name override."""
     given = {"config": ROOT / "configs/smoke.yaml", "dataset_name": dataset_dir, "output_dir": output_dir, **options}

@@ -83,9 +83,14 @@ CASES = [  # (arguments, parts of the line)
     (["--scheduler.trained_betas=[0.1, 0.2]"], ["scheduler.trained_betas", "2 values"]),
     (["--scheduler.rescale_betas_zero_snr=true"], ["scheduler.prediction_type epsilon", "use v_prediction"]),
     (
-        ["--uniform_timesteps=0.5", "--scheduler.beta_start=1e-30", "--scheduler.beta_end=1e-30"],
+        [
+            "--uniform_timesteps=0.5",
+            "--scheduler.num_train_timesteps=4",
+            "--scheduler.trained_betas=[0.5, 1.0e-30, 1.0e-30, 1.0e-30]",
+        ],
         ["--uniform_timesteps 0.5", "no timestep"],
     ),
+    (["--scheduler.beta_start=1e-9"], ["scheduler.beta_start", "no noise in float32", "raise it"]),
     # data
     (["--dataset_name=./no/such/folder"], ["--dataset_name ./no/such/folder", "no such folder"]),
     (["--dataset_name=someone/unknown"], ["--dataset_name someone/unknown", "local folder"]),

@@ -1,4 +1,4 @@
-"""What a launcher or the environment does to a run; a run as a function; starting from another model; --check."""
+"""What a launcher or the environment does to a run; a run as a function; starting from another model."""
 
 import signal
 import threading
@@ -15,7 +15,6 @@ import train_ddpm_mnist as script
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.training import hardware
 from ddpm_mnist.training.config import TrainConfig, parse_args
-from ddpm_mnist.training.log import tracker_names
 from ddpm_mnist.training.run import prepare
 
 # ---- what the environment says -------------------------------------------------------------------------------------
@@ -127,8 +126,8 @@ def test_a_folder_with_the_name_of_a_tracker_is_not_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--report_to aim: not installed; `pip install aim`"):
-        tracker_names("aim")
-    assert tracker_names("tensorboard") == "tensorboard" and tracker_names("none") is None
+        hardware.tracker_names("aim")
+    assert hardware.tracker_names("tensorboard") == "tensorboard" and hardware.tracker_names("none") is None
 
 
 def test_a_tracker_that_cannot_start_is_one_line(train, tmp_path):
@@ -202,37 +201,3 @@ def test_init_from_takes_other_classes_and_refuses_other_shapes(train, model, co
     ):
         with pytest.raises(ConfigError, match=part):
             train("other", init_from=source, **options)
-
-
-# ---- --check -------------------------------------------------------------------------------------------------------
-
-
-def test_check_reports_and_does_not_train(dataset_dir, tmp_path, capfd):
-    assert in_process(script.main, *smoke_args(dataset_dir, tmp_path / "run"), "--check") == 0
-    report = capfd.readouterr().out
-    for part in (
-        f"output: {tmp_path / 'run'}, a new run",
-        "images, 32 held out",
-        "device: cpu, mixed precision no, ",
-        "run: 44,969 parameters, 8 steps of 16 images",
-        "images/s per process, about ",
-    ):
-        assert part in report, report
-    assert "PROBLEM" not in report and not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("extra", "problem"),
-    [
-        (["--lr_warmup_steps=8"], "PROBLEM --lr_warmup_steps 8: the run has only 8 steps"),
-        (["--scheduler.num_train_timesteps=50"], "x_T still holds"),
-        (["--scheduler.beta_start=1e-9"], "the first timesteps add no noise in float32"),
-        (["--unet.norm_num_groups=5"], "unet.norm_num_groups=5"),
-        (["--init_from=no/such"], "--init_from no/such"),
-        (["--push_to_hub"], "--hub_model_id: missing"),
-    ],
-)
-def test_check_exits_with_2_on_a_problem(extra, problem, dataset_dir, tmp_path, capfd):
-    assert in_process(script.main, *smoke_args(dataset_dir, tmp_path / "run"), "--check", *extra) == 2
-    captured = capfd.readouterr()
-    assert problem in captured.out + captured.err and "Traceback" not in captured.err

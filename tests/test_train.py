@@ -89,8 +89,9 @@ def test_a_resumed_run_may_be_longer_but_not_another(train, capsys):
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 
-def test_processes_and_accumulation_do_not_change_the_run(train, dataset_dir, tmp_path):
+def test_processes_and_accumulation_do_not_change_the_run(train, dataset_dir, tmp_path, monkeypatch):
     """1 x 16, 2 x 8 and 1 x 8 x 2: the same losses, learning rates, held-out losses and samples."""
+    monkeypatch.setattr("ddpm_mnist.training.run.HELD_OUT_IMAGES", 1024)  # as in the real processes
     options = {"num_validation_images": 5, **RECOMMENDED}
     one = train("one", **options)
     accumulated = train("accumulated", train_batch_size=8, gradient_accumulation_steps=2, **options)
@@ -319,6 +320,15 @@ def test_the_held_out_error_is_that_of_the_noise_whatever_the_network_outputs(pr
     predicted_noise = (noisy - alpha_prod.sqrt() * x0) / (1 - alpha_prod).sqrt()  # eq. 4
     weighted = noise_error_weights(scheduler, timesteps) * (output - target) ** 2
     torch.testing.assert_close(weighted, (predicted_noise - noise) ** 2, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("timesteps", [1000, 50])
+def test_a_schedule_that_does_not_end_in_noise_is_warned_of(timesteps, dataset_dir, tmp_path, capsys):
+    args = smoke_args(dataset_dir, tmp_path / "run", **{"scheduler.num_train_timesteps": timesteps})
+    with prepare(parse_args(args)) as run:
+        run.begin()
+    warned = "x_T still holds 78% of x_0, but sampling starts from pure noise; raise" in capsys.readouterr().out
+    assert warned == (timesteps == 50)
 
 
 def test_the_first_grid_comes_at_update_100_and_the_last_line_says_what_to_do_next(train, capsys):

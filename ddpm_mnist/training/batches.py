@@ -1,5 +1,6 @@
 """Algorithm 1, lines 2 to 4: the draws of each update, as functions of the seed and the number of the update."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -16,50 +17,36 @@ REDRAW_REFERENCES_EVERY = 10  # updates: drawing the images costs more than usin
 MAX_REFERENCE_PIXELS = 2**24  # 64 MB
 
 
-class Batches:
-    """This process's share of the global batch of each update, micro-batch by micro-batch."""
+def micro_batches(
+    config: TrainConfig, train: Images, scheduler: DDPMScheduler, accelerator: Accelerator, first: int
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+    """This process's share of global batch number `first`, micro-batch by micro-batch, then of the next, without end.
 
-    def __init__(self, config: TrainConfig, train: Images, scheduler: DDPMScheduler, accelerator: Accelerator):
-        self.config, self.train, self.scheduler, self.accelerator = config, train, scheduler, accelerator
-        self.density = timestep_density(scheduler, config.uniform_timesteps)
-        self.global_batch = config.global_batch(accelerator.num_processes)
-        self.images: Iterator | None = None  # x_0 and labels, from the first update that is asked for
+    Yields:
+        images `[B, C, H, W]` in [-1, 1], labels `[B]` (None for an unconditional U-Net), timesteps `[B]`, and noise
+        `[B, C, H, W]`.
+    """
+    seed, size, micro_steps = config.seed, config.train_batch_size, config.gradient_accumulation_steps
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    global_batch = size * micro_steps * processes
+    noise_shape, num_timesteps = (global_batch, *train.images.shape[1:]), len(scheduler)
+    sampling, density = config.timestep_sampling, timestep_density(scheduler, config.uniform_timesteps)
+    images_and_labels = train.batches(index_batches(len(train), seed, first, size, micro_steps, rank, processes))
 
-    def of_update(self, step: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """The micro-batches of global batch number `step`; `step` grows by one from call to call.
-
-        Yields:
-            images `[B, C, H, W]` in [-1, 1], labels `[B]` (None for an unconditional U-Net), timesteps `[B]`, and noise
-            `[B, C, H, W]`.
-        """
-        config, accelerator, size = self.config, self.accelerator, self.config.train_batch_size
-        micro_steps = config.gradient_accumulation_steps
-        rank, processes = accelerator.process_index, accelerator.num_processes
-
-        if self.images is None:
-            indices = index_batches(len(self.train), config.seed, step, size, micro_steps, rank, processes)
-            self.images = self.train.batches(indices)
+    for step in itertools.count(first):
         all_noise, all_timesteps = draw_noise_and_timesteps(
-            config.seed,
-            step,
-            (self.global_batch, *self.train.images.shape[1:]),
-            len(self.scheduler),
-            accelerator.device,
-            config.timestep_sampling,
-            self.density,
+            seed, step, noise_shape, num_timesteps, accelerator.device, sampling, density
         )
         for micro_step in range(micro_steps):
             share = processes * micro_step + rank
             rows = slice(share * size, (share + 1) * size)
-            seed_dropout(config.seed, step, share)
-            images, labels = next(self.images)
-            if config.num_classes is None:
-                labels = None
-            elif config.null_class_label is not None:
+            seed_dropout(seed, step, share)
+            images, labels = next(images_and_labels)
+            if config.class_dropout_prob:
                 null, probability = config.null_class_label, config.class_dropout_prob
-                labels = drop_labels(labels, config.seed, step, self.global_batch, rows, probability, null)
+                labels = drop_labels(labels, seed, step, global_batch, rows, probability, null)
             if config.random_flip:
-                images = flip_images(images, config.seed, step, self.global_batch, rows)
+                images = flip_images(images, seed, step, global_batch, rows)
             yield images, labels, all_timesteps[rows], all_noise[rows]
 
 
@@ -90,6 +77,5 @@ class References:
         """Which references may have led to an image with this label, `[B, N]`; all for a dropped one. None: all."""
         if labels is None:
             return None
-        same = labels[:, None] == self.labels
-        null = self.config.null_class_label
+        same, null = labels[:, None] == self.labels, self.config.null_class_label
         return same if null is None else same | (labels == null)[:, None]

@@ -53,6 +53,8 @@ def check_models(config: TrainConfig) -> None:
             "scheduler.prediction_type epsilon: x_0 does not follow from it at the last timestep, since "
             "scheduler.rescale_betas_zero_snr leaves nothing of the image there; use v_prediction"
         )
+    if scheduler.alphas_cumprod[0] == 1:
+        raise ConfigError("scheduler.beta_start: the first timesteps add no noise in float32; raise it")
     density = timestep_density(scheduler, config.uniform_timesteps)
     if density is not None and not density.isfinite().all():
         raise ConfigError(

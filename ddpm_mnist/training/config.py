@@ -5,7 +5,6 @@ sections of the file, by their diffusers config keys; the command line reaches t
 `--unet.layers_per_block 2`.
 """
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,6 @@ import yaml
 
 from ..errors import ConfigError
 from ..options import DataOptions, no_such_option, opt, options_of, peek, read_options, read_yaml
-
-DESCRIPTION = "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images."
 
 # The paper's objective (Algorithm 1), with AdamW; the learning rate is ours. configs/paper.yaml states the same.
 PAPER = {
@@ -76,7 +73,6 @@ class OutputOptions:
     checkpoints_total_limit: int | None = opt(2, "Keep the N newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
     logging_steps: int = opt(10, "Log every N updates: the mean loss since the last log.", at_least=1)
-    check: bool = opt(False, "Report what the run would cost and its problems; do not train.", saved=False)
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,6 @@ class ValidationOptions:
     validation_steps: int = opt(
         800, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
     )
-    num_validation_samples: int = opt(1024, "Held-out images for the loss.", at_least=1)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
 
@@ -184,20 +179,6 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
     def null_class_label(self) -> int | None:
         """The label that stands for a dropped one; None if none are dropped."""
         return self.unet["num_class_embeds"] - 1 if self.class_dropout_prob else None
-
-    @property
-    def num_classes(self) -> int | None:
-        """How many classes the images have; None for an unconditional U-Net."""
-        embeddings = self.unet.get("num_class_embeds")
-        return embeddings if self.null_class_label is None else embeddings - 1
-
-    def global_batch(self, num_processes: int) -> int:
-        """Images per update of the weights, over all processes and micro-batches."""
-        return self.train_batch_size * self.gradient_accumulation_steps * num_processes
-
-    def num_steps(self, num_images: int, num_processes: int) -> int:
-        """Updates in the run: `max_train_steps`, or as many as `num_train_epochs` passes over the images take."""
-        return self.max_train_steps or math.ceil(self.num_train_epochs * num_images / self.global_batch(num_processes))
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same when a run resumes from a checkpoint: all that shapes its numbers.
@@ -231,10 +212,13 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     file = Path(given.config).expanduser() if given.config else None
     values = read_yaml("--config", file) if file else {}
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
+    for name, keys in sections.items():
+        if not isinstance(keys, dict):
+            raise ConfigError(f"--config {file}: {name} must hold `key: value` lines")
     config, rest = read_options(
         TrainConfig,
         arguments,
-        DESCRIPTION,
+        "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.",
         file,
         values,
         extra={"config": "YAML file of options, such as those in configs/; the command line wins over it."},
@@ -245,9 +229,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     config = replace(config, **length_of_run(vars(given), values, config))
     for name, value in section_options(rest).items():
         section, key = name.split(".")
-        if isinstance(sections[section], dict):
-            sections[section][key] = value
-    config = replace(config, **{name: read_section(config, name, keys, file) for name, keys in sections.items()})
+        sections[section][key] = value
+    config = replace(config, **{name: with_keys(getattr(config, name), keys) for name, keys in sections.items()})
     return check_unet(config, sections["unet"])
 
 
@@ -281,13 +264,9 @@ def section_options(rest: list[str]) -> dict[str, Any]:
     return found
 
 
-def read_section(config: TrainConfig, name: str, keys: Any, file: Path | None) -> dict:
-    """A section of the config: the defaults with these keys replaced. A key that is null keeps its default."""
-    if not isinstance(keys, dict):
-        raise ConfigError(f"--config {file}: {name} must hold `key: value` lines")
-    section = dict(getattr(config, name))
-    section |= {k: number_if_number(v) for k, v in keys.items() if v is not None or section.get(k) is None}
-    return section
+def with_keys(section: dict, keys: dict) -> dict:
+    """The default section of a config with these keys replaced. A key that is null keeps its default."""
+    return section | {k: number_if_number(v) for k, v in keys.items() if v is not None or section.get(k) is None}
 
 
 def check_unet(config: TrainConfig, given: dict) -> TrainConfig:

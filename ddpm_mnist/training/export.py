@@ -14,7 +14,7 @@ from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline
 from ..record import RESULTS_FILE, weights_sha256, write_json
-from ..sampling import grid, moments_to_show, to_pil, trajectory_picture
+from ..sampling import grid, images_and_trajectory, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .run import Run
@@ -79,14 +79,11 @@ def export_pipeline(
 
 def write_card_pictures(run: Run) -> None:
     """Pictures for the model card: single samples in `gallery/`, and their way out of the noise in `trajectory.png`."""
-    steps, shown, images = run.config.ddpm_num_inference_steps, [], []
+    options = sample_options(run)
     with evaluating(run.bare_unet, run.ema):
-        for number, (batch, step) in enumerate(run.model.draw(range(GALLERY), sample_options(run))):
-            if batch == 0 and number in moments_to_show(steps):
-                shown.append(step)
-            if step.last:
-                images += to_pil(step.prev_sample)
-    trajectory_picture(shown).save(run.output_dir / "trajectory.png")
+        drawn = run.model.draw(range(GALLERY), options)
+        images, trajectory = images_and_trajectory(drawn, options.num_inference_steps)
+    trajectory_picture(trajectory).save(run.output_dir / "trajectory.png")
     (run.output_dir / "gallery").mkdir(exist_ok=True)
     for number, image in enumerate(images):
         grid([image], zoom=max(1, 256 // image.width)).save(run.output_dir / f"gallery/{number}.png")

@@ -1,4 +1,4 @@
-"""Devices, threads, processes and precision, as the launcher and the options set them."""
+"""Devices, threads, processes, precision and trackers, as the launcher and the options set them."""
 
 import ctypes
 import os
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from ..device import use_cpu_is_set
 from ..errors import ConfigError, first_line
 from .config import TrainConfig
-from .log import tracker_names
 
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCELERATE_USE_...
 
@@ -31,17 +31,21 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             )
     check_gpus()
     precision, why = resolve_mixed_precision(config.mixed_precision)
-    trackers = tracker_names(config.report_to)
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            log_with=trackers,
+            log_with=tracker_names(config.report_to),
             project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
         )
     except Exception as error:  # whatever the environment makes Accelerate load
         raise ConfigError(f"Accelerate cannot start ({first_line(error)}); check the launcher's config") from error
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
-    check_processes(accelerator)
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != str(accelerator.num_processes):
+        raise ConfigError(
+            f"WORLD_SIZE is {launched}, but the processes do not know of each other: no GPU was found. Set "
+            "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
+        )
     use_hardware(accelerator)
     if why:
         accelerator.print(f"Mixed precision {precision}: {why}.")
@@ -67,16 +71,6 @@ def check_gpus() -> None:
     if gpus and processes.isdigit() and int(processes) > gpus:
         advice = f"start {gpus}, or, for processes on the CPU, set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"
         raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {advice}")
-
-
-def check_processes(accelerator: Accelerator) -> None:
-    """Compare the number of processes with the launcher's. ConfigError: they do not know of each other."""
-    launched = os.environ.get("WORLD_SIZE", "1")
-    if launched != str(accelerator.num_processes):
-        raise ConfigError(
-            f"WORLD_SIZE is {launched}, but the processes do not know of each other: no GPU was found. Set "
-            "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
-        )
 
 
 def use_hardware(accelerator: Accelerator) -> None:
@@ -106,6 +100,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
+def tracker_names(report_to: str) -> str | None:
+    """`--report_to` for Accelerator. ConfigError: the package is not installed."""
+    if report_to not in ("none", "all", *map(str, get_available_trackers())):
+        raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
+    return None if report_to == "none" else report_to
+
+
 def resolve_mixed_precision(value: str) -> tuple[str, str]:
     """The precision for Accelerator, "no", "fp16" or "bf16", and why, if nobody named it.
 
@@ -131,6 +132,4 @@ def computes_in_bf16(cuda: bool) -> bool:
     """Whether bfloat16 is computed by the hardware, and not emulated."""
     if cuda:
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(
-        getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    )  # torch has no public function for it; older versions: no
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # no public function; older versions: False

@@ -1,6 +1,5 @@
 """Logging: metrics.jsonl, trackers and sample grids."""
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable
@@ -16,41 +15,18 @@ from ..record import METRICS_FILE, flat, read_metrics, without_paths
 from .config import TrainConfig
 
 
-class MetricsFile(GeneralTracker):
-    """metrics.jsonl as one more tracker: a JSON object a line."""
-
-    name, requires_logging_directory = METRICS_FILE, False
-
-    def __init__(self, path: Path, step: int):
-        super().__init__()
-        self.path = path
-        # What an interrupted run logged after the checkpoint that it resumes from will be logged again.
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-    @property
-    def tracker(self) -> None:
-        return None
-
-    def store_init_configuration(self, values: dict) -> None:
-        """Nothing: train_config.yaml has the settings."""
-
-    def log(self, values: dict, step: int, **kwargs) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-
-
 class MetricsLog:
     """Metrics and sample grids to metrics.jsonl, to samples/, and to the trackers; only the main process writes."""
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, step: int):
         self.accelerator, self.last = accelerator, {}
         self.previous = (time.perf_counter(), step)
-        self.samples = Path(config.output_dir) / "samples"
+        output_dir = Path(config.output_dir)
+        self.file, self.samples, name = output_dir / METRICS_FILE, output_dir / "samples", output_dir.resolve().name
         options = {  # TensorBoard hides what was logged after the checkpoint that a run resumes from
             "tensorboard": {"purge_step": step + 1} if step else {},
-            "wandb": {"name": self.samples.parent.resolve().name, "dir": config.output_dir},
-            "trackio": {"name": self.samples.parent.resolve().name, "private": config.hub_private_repo or None},
+            "wandb": {"name": name, "dir": config.output_dir},
+            "trackio": {"name": name, "private": config.hub_private_repo or None},
         }
         try:
             accelerator.init_trackers("ddpm-mnist", init_kwargs=options)
@@ -61,12 +37,16 @@ class MetricsLog:
             raise ConfigError(
                 f"--report_to {config.report_to}: cannot start ({first_line(error)}); fix that, or --report_to none"
             ) from error
-        if accelerator.is_main_process:
-            accelerator.trackers.append(MetricsFile(Path(config.output_dir) / METRICS_FILE, step))
+        if accelerator.is_main_process:  # what was logged after the checkpoint will be logged again
+            kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
+            self.file.write_text("".join(kept), encoding="utf-8")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Log `metrics`."""
+        """Log `metrics`: a line of JSON in the file, and to the trackers."""
         self.last = self.last | metrics
+        if self.accelerator.is_main_process:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.to_trackers(lambda tracker: tracker.log(metrics, step=step))
 
     def write_picture(self, step: int, picture: Image.Image) -> None:
@@ -91,8 +71,6 @@ class MetricsLog:
             try:
                 call(tracker)
             except Exception as error:  # of its network, its disk, its threads
-                if isinstance(tracker, MetricsFile):
-                    raise
                 self.accelerator.trackers.remove(tracker)
                 self.accelerator.print(f"{tracker.name} failed ({first_line(error)}); the run goes on without it.")
 
@@ -101,19 +79,6 @@ class MetricsLog:
         (then, earlier), now = self.previous, time.perf_counter()
         self.previous = (now, step)
         return (step - earlier) * global_batch / (now - then)
-
-
-def tracker_names(report_to: str) -> str | None:
-    """`--report_to` for Accelerator. ConfigError: the package is not installed."""
-    if report_to in ("none", "all"):
-        return None if report_to == "none" else "all"
-    for package in (report_to, f"{report_to}X"):  # tensorboardX serves as tensorboard
-        try:
-            importlib.metadata.version(package)  # of an installed package, not of a folder with that name
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return report_to
-    raise ConfigError(f"--report_to {report_to}: not installed; `pip install {report_to}`, or --report_to none")
 
 
 def published_settings(config: TrainConfig) -> dict[str, int | float | str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .config import TrainConfig
 
 MOMENTUM, FIRST_MOMENTUM = 0.95, 0.85
+OUTER = ("conv_in.", "conv_out.", "class_embedding.")  # not hidden layers: AdamW, as Muon's author advises
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that moves singular values to about 1
 
 
@@ -112,9 +113,7 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(unet.parameters(), fused=True, **adamw)  # fused: one pass over all weights
-    outer = (unet.conv_in, unet.conv_out, unet.class_embedding)  # not hidden layers: AdamW, as Muon's author advises
-    apart = {id(p) for module in outer if module is not None for p in module.parameters()}
-    matrices = [p for p in unet.parameters() if p.dim() > 1 and id(p) not in apart]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in unet.parameters() if id(p) not in chosen]
+    matrices, others = [], []
+    for name, p in unet.named_parameters():
+        (matrices if p.dim() > 1 and not name.startswith(OUTER) else others).append(p)
     return Muon(matrices, others, config.momentum_warmup_steps, **adamw)

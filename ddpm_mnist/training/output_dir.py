@@ -15,7 +15,7 @@ FOLDERS = ("", "unet", "scheduler", "samples", "gallery")  # a run writes into t
 BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wandb"}
 
 
-def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
+def lock_output_dir(output_dir: Path) -> filelock.BaseFileLock:
     """Make the folder and lock it for this process. The system releases the lock when the process ends in any way.
 
     ConfigError: another run holds the lock.
@@ -29,11 +29,11 @@ def lock_output_dir(output_dir: Path, warn=print) -> filelock.BaseFileLock:
             f"--output_dir {output_dir}: another run is writing there; wait for its end, stop it, or name another"
         ) from None
     except Exception as error:  # a file system without locks reports that in many ways
-        warn(f"{output_dir} cannot be locked against a second run ({first_line(error)}).")
+        print(f"{output_dir} cannot be locked against a second run ({first_line(error)}).")
     return lock
 
 
-def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
+def check_output_dir(config: TrainConfig) -> Path | None:
     """Check that the run may write into its folder; write nothing yet, since the data may still be refused.
 
     Returns:
@@ -50,7 +50,7 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
     if problem := next(filter(None, (writable_problem(output_dir / name) for name in FOLDERS)), None):
         raise ConfigError(f"{option}: {problem}")
     if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
-        lock_output_dir(output_dir, warn).release()
+        lock_output_dir(output_dir).release()
 
     names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
     names = {name for name in names if not is_draft(name) and name != LOCK_FILE}  # a run killed in its first save
@@ -61,7 +61,7 @@ def check_output_dir(config: TrainConfig, warn=print) -> Path | None:
                 "--overwrite_output_dir"
             )
         return None
-    checkpoint = find_checkpoint(resume, output_dir, warn)
+    checkpoint = find_checkpoint(resume, output_dir)
     others = names - BEFORE_THE_FIRST_CHECKPOINT
     if checkpoint is None and others:
         raise ConfigError(
@@ -87,8 +87,12 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     try:
         for path in list(output_dir.iterdir()):
             of_a_run = steps_of(path) >= 0 or path.name in ("logs", "samples", "wandb", METRICS_FILE)
-            if is_draft(path.name) or (config.overwrite_output_dir and of_a_run):
-                remove(path)
+            if not is_draft(path.name) and not (config.overwrite_output_dir and of_a_run):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:  # a file, or a link, whose target stays
+                path.unlink()
         if more_to_train:
             (output_dir / RESULTS_FILE).unlink(missing_ok=True)
         (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
@@ -96,11 +100,3 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
         raise ConfigError(
             f"--output_dir {output_dir}: cannot be written ({first_line(error)}); name another"
         ) from error
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a folder, or a link and not what it points to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

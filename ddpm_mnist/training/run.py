@@ -1,8 +1,10 @@
 """A training run: its parts, and its state from one update to the next."""
 
+import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,7 +21,8 @@ from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
 from ..loss import posterior_mean, prediction_target
-from .batches import Batches, References
+from ..pipeline import count_classes
+from .batches import References, micro_batches
 from .build import build, check_models, start_from
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
@@ -29,6 +32,7 @@ from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 
+HELD_OUT_IMAGES = 1024  # for the held-out loss
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
 
 
@@ -49,8 +53,10 @@ class Run:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: Data, checkpoint: Path | None = None):
         self.config, self.accelerator, self.data, self.checkpoint = config, accelerator, data, checkpoint
         self.output_dir = Path(config.output_dir)
-        self.global_batch = config.global_batch(accelerator.num_processes)
-        self.num_steps = config.num_steps(len(data.train), accelerator.num_processes)
+        self.global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        self.num_steps = config.max_train_steps
+        if self.num_steps is None:
+            self.num_steps = math.ceil(config.num_train_epochs * len(data.train) / self.global_batch)
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
@@ -67,7 +73,6 @@ class Run:
         # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about the last tenth of any run.
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
-        self.batch_source = Batches(config, data.train, self.scheduler, accelerator)
         self.references = References(config, data.train) if config.reference_images else None
 
         self.identity = {
@@ -102,10 +107,11 @@ class Run:
         """Make the output folder and start its log; print what is trained."""
         accelerator, config = self.accelerator, self.config
         if accelerator.is_main_process:
-            self.lock = lock_output_dir(self.output_dir, accelerator.print)
+            self.lock = lock_output_dir(self.output_dir)
             begin_output_dir(config, more_to_train=self.step < self.num_steps)
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)
+        self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
         self.stop.listen()
         accelerator.print(
             f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
@@ -113,6 +119,12 @@ class Run:
             f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
             f" precision {accelerator.mixed_precision}."
         )
+        signal = float(self.scheduler.alphas_cumprod[-1]) ** 0.5
+        if signal > 0.1:
+            accelerator.print(
+                f"Warning: x_T still holds {signal:.0%} of x_0, but sampling starts from pure noise; raise"
+                " scheduler.beta_end or scheduler.num_train_timesteps."
+            )
         self.progress = tqdm(
             total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
         )
@@ -122,11 +134,11 @@ class Run:
     # ---- one update ------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """The micro-batches of this update: images, labels, timesteps and noise; see `Batches.of_update`."""
+        """The micro-batches of this update: images, labels, timesteps and noise; see `micro_batches`."""
         self.update_loss = torch.zeros((), device=self.accelerator.device)
         if self.references is not None:
             self.references.draw(self.step)
-        return self.batch_source.of_update(self.step)
+        return islice(self.micro_batches, self.config.gradient_accumulation_steps)
 
     def target(
         self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
@@ -253,34 +265,29 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
     before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
     checkpoint do not fit the config.
     """
-    first = not AcceleratorState._shared_state  # else the caller has an Accelerator in this process
-    run = None
-    try:
-        with settings_restored():
-            run = make_run(config)
-            yield run
-    finally:
-        try:
-            if run is not None:
-                run.close()
-        finally:
-            if first:
-                AcceleratorState._reset_state(reset_partial_state=True)
-                GradientState._reset_state()
+    with ExitStack() as at_the_end:
+        if not AcceleratorState._shared_state:  # else the caller has an Accelerator in this process
+            at_the_end.callback(GradientState._reset_state)
+            at_the_end.callback(AcceleratorState._reset_state, reset_partial_state=True)
+        at_the_end.enter_context(settings_restored())
+        run = make_run(config)
+        at_the_end.callback(run.close)
+        yield run
 
 
 def make_run(config: TrainConfig) -> Run:
     """A new run, or one as its checkpoint holds it. ConfigError: see `prepare`."""
     check_models(config)
     accelerator = start_accelerator(config)
-    checkpoint = check_output_dir(config, accelerator.print) if accelerator.is_main_process else None
+    checkpoint = check_output_dir(config) if accelerator.is_main_process else None
     checkpoint = gather_object([checkpoint])[0]
     if config.push_to_hub:  # now, and not after the training
         check_repo_id(config.hub_model_id)
         read_token()
-    shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], config.num_classes)
+    classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
+    shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], classes)
     with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
-        data = load_data(config, shape, config.num_validation_samples, accelerator.print)
+        data = load_data(config, shape, HELD_OUT_IMAGES, accelerator.print)
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)

@@ -41,7 +41,6 @@ def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
         ema.copy_to(unet.parameters())
     try:
         yield
-
     finally:
         if ema is not None:
             ema.restore(unet.parameters())
