@@ -10,15 +10,15 @@ alphas_cumprod_t = prod_{s<=t} alpha_s, the image after t steps has a closed for
 Reverse: `step` draws x_{t-1} ~ N(mu_t, sigma_t^2 I), given x_t and the network's prediction (eqs. 6, 7 and 15).
 
 `DDPMScheduler` is a drop-in replacement for `diffusers.DDPMScheduler`: the same arguments, config keys and, with the
-same random generator, the same numbers. The paper is written out here. What it does not need is inherited: timesteps in
-fewer than T steps, and other variances than its two.
+same random generator, the same numbers. The paper is written out here. What it does not need is inherited: other betas
+and variances than its own, and which timesteps to visit in fewer than T steps.
 """
 
 import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, betas_for_alpha_bar, rescale_zero_terminal_snr
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, rescale_zero_terminal_snr
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -35,11 +35,7 @@ def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_
     """The variances beta_t of the forward steps: `[T]`, float32, each in (0, 1)."""
     if schedule == "linear":  # Ho et al. 2020, section 4: 1e-4 to 0.02
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
-    if schedule == "scaled_linear":  # latent diffusion: linear in the standard deviation
-        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
-    if schedule == "sigmoid":  # GeoDiff
-        return torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
-    return betas_for_alpha_bar(num_train_timesteps)  # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17
+    return diffusers.DDPMScheduler(num_train_timesteps, beta_start, beta_end, schedule).betas
 
 
 class DDPMScheduler(diffusers.DDPMScheduler):
