@@ -434,7 +434,7 @@ def check_options(config: dict) -> None:
         groups["attn_norm_num_groups"] = channels[-1:]
     for name, widths in groups.items():
         if not config[name] or any(width % config[name] for width in widths):
-            raise ValueError(f"{name}={config[name]!r} must divide every width in block_out_channels: {list(widths)}")
+            raise ValueError(f"{name}={config[name]!r} must divide all of {list(widths)}, from block_out_channels")
     levels = [*zip(channels, config["down_block_types"]), *zip(channels[::-1], config["up_block_types"])]
     attended = [width for width, block_type in levels if block_type.startswith("Attn")]
     if config["mid_block_type"] and config["add_attention"]:
