@@ -115,14 +115,6 @@ class Parser(HfArgumentParser):
         plain.metadata = {"help": field.metadata["help"].replace("%", "%%")}  # the rules are no argparse arguments
         super()._parse_dataclass_field(self.groups[title], plain)
 
-    def parse_args_into_dataclasses(self, *args, **kwargs):
-        try:
-            return super().parse_args_into_dataclasses(*args, look_for_args_file=False, **kwargs)
-        except ConfigError:
-            raise
-        except ValueError as e:
-            raise ConfigError(f"{e}; see --help") from None
-
     def error(self, message: str) -> None:
         option, _, problem = message.removeprefix("argument ").partition(": ")
         raise ConfigError(f"{option.split('/')[0]}: {problem}; see --help" if problem else f"{message}; see --help")
@@ -164,7 +156,9 @@ def read_options(
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     sections_of_file = {f.name: f.default_factory() for f in fields(cls) if "help" not in f.metadata}
     parser.set_defaults(**sections_of_file, **defaults_from_file(cls, file, values or {}))
-    options, _, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    options, _, rest = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
     if rest and not sections:
         raise no_such_option(cls, rest[0])
     paths = {o.name: getattr(options, o.name) for o in options_of(cls) if o.metadata["path"]}

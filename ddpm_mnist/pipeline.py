@@ -12,7 +12,6 @@ noise with and without a label, and the difference of the two, taken larger, lea
 import inspect
 import json
 import math
-import operator
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,14 +134,6 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     return scheduler
 
 
-def whole_numbers(values) -> list[int]:
-    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. TypeError: something else is there."""
-    try:
-        return [operator.index(values)]
-    except TypeError:
-        return [operator.index(value) for value in values]
-
-
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
     """Draws images of given classes. `null_class_label`: see `guided`; saved in model_index.json."""
 
@@ -189,12 +180,12 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         null = self.config.null_class_label
         classes = count_classes(self.unet.config.num_class_embeds, null)
         try:
-            labels = whole_numbers(class_labels)
-            wrong = [label for label in labels if not 0 <= label < classes] or (not labels and "none given")
-        except TypeError:
-            wrong = repr(class_labels)
-        if wrong:
-            raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
+            labels = torch.as_tensor(class_labels).reshape(-1)
+            known = not labels.is_floating_point() and 0 <= labels.min() <= labels.max() < classes
+        except (TypeError, ValueError, RuntimeError):  # no numbers, or none at all
+            known = False
+        if not known:
+            raise ValueError(f"class_labels: {class_labels!r:.80}; the model has the classes 0 to {classes - 1}")
         if guidance_scale is None:
             guidance_scale = 1.0 if null is None else GUIDANCE_SCALE
         if null is None and guidance_scale != 1:
@@ -205,7 +196,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         device = self._execution_device
         shape = (len(labels), self.unet.config.in_channels, *size)
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        labels = torch.tensor(labels, device=device)
+        labels = labels.to(device, torch.int64)
         predict = guided(self.unet, self.scheduler, labels, guidance_scale, null, guidance_min_log_snr)
         with self.progress_bar(total=num_inference_steps) as progress:
             for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007

@@ -10,22 +10,22 @@ alphas_cumprod_t = prod_{s<=t} alpha_s, the image after t steps has a closed for
 Reverse: `step` draws x_{t-1} ~ N(mu_t, sigma_t^2 I), given x_t and the network's prediction (eqs. 6, 7 and 15).
 
 `DDPMScheduler` is a drop-in replacement for `diffusers.DDPMScheduler`: the same arguments, config keys and, with the
-same random generator, the same numbers.
+same random generator, the same numbers. The paper is written out here. What it does not need is inherited: other betas
+and variances than its own, and which timesteps to visit in fewer than T steps.
 """
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, betas_for_alpha_bar, rescale_zero_terminal_snr
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, rescale_zero_terminal_snr
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+PAPER_VARIANCES = ("fixed_small", "fixed_large")
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
+    "variance_type": (*PAPER_VARIANCES, "fixed_small_log", "fixed_large_log", "learned", "learned_range"),
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
 }
@@ -35,14 +35,10 @@ def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_
     """The variances beta_t of the forward steps: `[T]`, float32, each in (0, 1)."""
     if schedule == "linear":  # Ho et al. 2020, section 4: 1e-4 to 0.02
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
-    if schedule == "scaled_linear":  # latent diffusion: linear in the standard deviation
-        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float32) ** 2
-    if schedule == "sigmoid":  # GeoDiff
-        return torch.sigmoid(torch.linspace(-6, 6, num_train_timesteps)) * (beta_end - beta_start) + beta_start
-    return betas_for_alpha_bar(num_train_timesteps)  # squaredcos_cap_v2: Nichol & Dhariwal 2021, eq. 17
+    return diffusers.DDPMScheduler(num_train_timesteps, beta_start, beta_end, schedule).betas
 
 
-class DDPMScheduler(SchedulerMixin, ConfigMixin):
+class DDPMScheduler(diffusers.DDPMScheduler):
     """Noise schedule, forward process and ancestral sampler, with the arguments of `diffusers.DDPMScheduler`.
 
     Args:
@@ -60,9 +56,6 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
     Raises:
         ValueError: an option has an unknown value; the message names the option.
     """
-
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
-    order = 1
 
     @register_to_config
     def __init__(
@@ -103,9 +96,6 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = None
         self.timesteps = torch.from_numpy(np.arange(0, num_train_timesteps)[::-1].copy())
 
-    def __len__(self) -> int:
-        return self.config.num_train_timesteps
-
     # ---- forward process -------------------------------------------------------------------------------------------
 
     def _signal_and_noise(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,58 +127,6 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
 
     # ---- reverse process -------------------------------------------------------------------------------------------
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: list[int] | None = None,
-    ) -> None:
-        """Set `self.timesteps`, the timesteps to visit: `[num_inference_steps]`, int64, descending.
-
-        Args:
-            num_inference_steps: how many, at most T, spread by `timestep_spacing`.
-            device: the device of `self.timesteps`.
-            timesteps: the timesteps themselves instead, in descending order, each below T.
-
-        Raises:
-            ValueError: both are given, or they are out of range or not in descending order.
-        """
-        T = self.config.num_train_timesteps
-        if num_inference_steps is not None and timesteps is not None:
-            raise ValueError("Can only pass one of `num_inference_steps` or `timesteps`.")
-        if timesteps is not None:
-            if any(later >= earlier for earlier, later in zip(timesteps, timesteps[1:])):
-                raise ValueError("`timesteps` must be in descending order.")
-            if timesteps[0] >= T:
-                raise ValueError(f"`timesteps` must start before `num_train_timesteps`: {T}.")
-            self.custom_timesteps = True
-            self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
-            return
-
-        if num_inference_steps > T:
-            raise ValueError(
-                f"`num_inference_steps`: {num_inference_steps} cannot be larger than `num_train_timesteps`: {T}."
-            )
-        self.num_inference_steps, self.custom_timesteps = num_inference_steps, False
-        if self.config.timestep_spacing == "linspace":
-            chosen = np.linspace(0, T - 1, num_inference_steps).round()[::-1]
-        elif self.config.timestep_spacing == "leading":
-            chosen = (np.arange(num_inference_steps) * (T // num_inference_steps))[::-1] + self.config.steps_offset
-        else:
-            chosen = np.arange(T, 0, -T / num_inference_steps).round() - 1
-        self.timesteps = torch.from_numpy(chosen.astype(np.int64)).to(device)
-
-    def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
-        """The timestep visited after `timestep`, which is less noisy; -1 after the last."""
-        if not (self.custom_timesteps or self.num_inference_steps):
-            return timestep - 1
-        index = (self.timesteps == timestep).nonzero(as_tuple=True)[0][0]
-        return self.timesteps[index + 1] if index < len(self.timesteps) - 1 else torch.tensor(-1)
-
-    def scale_model_input(self, sample: Tensor, timestep: int | None = None) -> Tensor:
-        """Return `sample` unchanged. Pipelines call this because other schedulers scale the network's input."""
-        return sample
-
     def _alphas(self, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alphas_cumprod at t and at the timestep visited next, and alpha = 1 - beta of the jump between them."""
         prev_t = self.previous_timestep(t)
@@ -199,26 +137,16 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
     def _get_variance(
         self, t: int | Tensor, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
-        """sigma_t^2; but sigma_t for "fixed_small_log", and log sigma_t^2 for "fixed_large_log" and "learned_range"."""
+        """sigma_t^2 of the paper's two choices (section 3.2); of the others what stock says, some as logarithms."""
+        variance_type = variance_type or self.config.variance_type
+        if variance_type not in PAPER_VARIANCES:
+            return super()._get_variance(t, predicted_variance, variance_type)
         alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
         beta = 1 - alpha
-        variance = (1 - alpha_prod_prev) / (1 - alpha_prod) * beta  # beta-tilde_t, eq. 7
-        variance = torch.clamp(variance, min=1e-20)  # it is 0 at t = 0, and below its logarithm is taken
-        variance_type = variance_type or self.config.variance_type
-        if variance_type == "fixed_small_log":
-            return torch.exp(0.5 * torch.log(variance))
         if variance_type == "fixed_large":
             return beta
-        if variance_type == "fixed_large_log":
-            return torch.log(beta)
-        if variance_type == "learned":
-            return predicted_variance
-        if variance_type == "learned_range":  # interpolates the logarithms: Nichol & Dhariwal 2021, eq. 15
-            fraction = (predicted_variance + 1) / 2
-            return fraction * torch.log(beta) + (1 - fraction) * torch.log(variance)
-        return variance
-
-    _threshold_sample = diffusers.DDPMScheduler._threshold_sample  # Saharia et al. 2022, section 2.3
+        variance = (1 - alpha_prod_prev) / (1 - alpha_prod) * beta  # beta-tilde_t, eq. 7
+        return torch.clamp(variance, min=1e-20)
 
     def predict_original_sample(self, model_output: Tensor, alpha_prod: Tensor, sample: Tensor) -> Tensor:
         """The predicted x_0, `[B, C, H, W]`: eq. 15 for epsilon, then clipped to the range of images.
@@ -258,10 +186,8 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
             generator: the source of the step's noise.
             return_dict: False for the tuple `(prev_sample, pred_original_sample)`.
         """
-
-        predicted_variance = None
-        if model_output.shape[1] == sample.shape[1] * 2 and self.variance_type in ("learned", "learned_range"):
-            model_output, predicted_variance = torch.split(model_output, sample.shape[1], dim=1)
+        if self.variance_type not in PAPER_VARIANCES:
+            return super().step(model_output, timestep, sample, generator, return_dict)
         alpha_prod, alpha_prod_prev, alpha = self._alphas(timestep)
 
         # 1. the predicted x_0
@@ -275,13 +201,7 @@ class DDPMScheduler(SchedulerMixin, ConfigMixin):
         # 3. noise, except at the last step (Algorithm 2, line 3)
         if timestep > 0:
             noise = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-            variance = self._get_variance(timestep, predicted_variance)
-            if self.variance_type == "fixed_small_log":
-                prev_sample = prev_sample + variance * noise
-            elif self.variance_type == "learned_range":
-                prev_sample = prev_sample + torch.exp(0.5 * variance) * noise
-            else:
-                prev_sample = prev_sample + variance**0.5 * noise
+            prev_sample = prev_sample + self._get_variance(timestep) ** 0.5 * noise
 
         if not return_dict:
             return prev_sample, pred_original_sample

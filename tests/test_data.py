@@ -116,12 +116,11 @@ def test_images_of_other_sizes_are_cropped_only_if_asked(tmp_path):
     assert images.shape == (3, 1, 20, 20) and np.array_equal(images[0, 0], bars[:, 20:40])
 
 
-def test_transparency_becomes_white_and_is_said_once(tmp_path):
-    pixels, said = np.zeros((28, 28, 4), np.uint8), []
+def test_transparency_becomes_white(tmp_path):
+    pixels = np.zeros((28, 28, 4), np.uint8)
     pixels[9:19, 9:19, 3] = 255
-    images = load(folder(tmp_path / "set", [Image.fromarray(pixels)] * 6), said=said).train.images
+    images = load(folder(tmp_path / "set", [Image.fromarray(pixels)] * 6)).train.images
     assert images[0, 0, 14, 14] == 0 and images[0, 0, 0, 0] == 255
-    assert said == ["set: 5 of 5 images are transparent and are put on white."]
 
 
 def test_bad_files_are_named_by_any_number_of_processes(tmp_path):
@@ -188,12 +187,12 @@ def test_held_out_images_are_of_all_classes_even_of_a_sorted_set(tmp_path):
 
 WHOLE = datasets.Value("int64")
 LABELS = {  # labels of the train split, their type, what a run with ten classes says
-    "one missing": ([0, 1, None, 3], None, "row 2 holds None"),
-    "-1 for none": ([0, 1, 2, -1], WHOLE, "row 3 holds -1"),
-    "names": (["cat", "dog"] * 2, datasets.Value("string"), "row 0 holds 'cat'"),
-    "lists": ([[0, 1]] * 4, datasets.List(WHOLE), r"row 0 holds \[0, 1\]"),
-    "fractions": ([0.5, 1.5] * 2, datasets.Value("float32"), "row 0 holds 0.5"),
-    "too large": ([2, 10, 3, 4], WHOLE, "row 1 holds 10, which is not a class number below 10"),
+    "one missing": ([0, 1, None, 3], None, "row 2 of the training images holds None"),
+    "-1 for none": ([0, 1, 2, -1], WHOLE, "row 3 of the training images holds -1"),
+    "names": (["cat", "dog"] * 2, datasets.Value("string"), "row 0 of the training images holds 'cat'"),
+    "lists": ([[0, 1]] * 4, datasets.List(WHOLE), r"row 0 of the training images holds \[0, 1\]"),
+    "fractions": ([0.5, 1.5] * 2, datasets.Value("float32"), "row 0 of the training images holds 0.5"),
+    "too large": ([2, 10, 3, 4], WHOLE, "row 1 of the training images holds 10, which is not a class number below 10"),
 }
 
 
@@ -208,18 +207,17 @@ def test_labels_are_checked_only_if_they_are_used(tmp_path, name):
 
 
 @pytest.mark.parametrize("hidden", [None, -1, "no column"])
-def test_a_test_split_with_hidden_labels_is_not_used(tmp_path, hidden):
-    """Whether the labels are needed or not, so that an evaluation judges by images that were not trained on."""
-    path, said = tmp_path / "a.npz", []
+def test_a_test_split_with_hidden_labels_is_refused_only_if_they_are_used(tmp_path, hidden):
+    path = tmp_path / "a.npz"
     if hidden == "no column":
-        np.savez(path, x_train=np.tile(STACK, (2, 1, 1)), y_train=np.tile(TEN, 2), x_test=STACK[:5])
+        np.savez(path, x_train=STACK, y_train=TEN, x_test=STACK[:5])
     else:
-        path = labelled(tmp_path / "set", list(range(10)) * 4, [hidden] * 5, WHOLE)
-    for how in ({}, {"classes": 10}, {"with_labels": True}):
-        data = load(path, said=said, label_column="label", **how)
-        assert (len(data.train), len(data.test)) == (38, 2)
-        assert (data.test.labels is None) == (not how)
-    assert said == ["The test split has no labels, so that other images are held out."] * 3
+        path = labelled(tmp_path / "set", list(range(10)) * 2, [hidden] * 5, WHOLE)
+    data = load(path, label_column="label")
+    assert (len(data.train), len(data.test)) == (20, 5) and data.test.labels is None
+    for how in ({"classes": 10}, {"with_labels": True}):
+        with pytest.raises(ConfigError, match=f"row 0 of the held-out images holds {-1 if hidden == -1 else None}"):
+            load(path, label_column="label", **how)
 
 
 def test_columns_are_guessed_only_if_one_suits(tmp_path):

@@ -20,11 +20,11 @@ def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(content: bytes | None, path: str | None = None, channels: int = 1) -> tuple[np.ndarray, bool]:
-    """Pixels `[channels, 28, 28]`, and whether the image is transparent; as `datasets.map` decodes image 8."""
+def decoded(content: bytes | None, path: str | None = None, channels: int = 1) -> np.ndarray:
+    """Pixels `[channels, 28, 28]`, as `datasets.map` decodes image 8."""
     cell = None if content is None and path is None else {"bytes": content, "path": path}
     rows = decode_rows([cell], [8], version="", channels=channels, size=28, center_crop=True)
-    return np.frombuffer(rows["pixels"][0], np.uint8).reshape(channels, 28, 28), rows["transparent"][0]
+    return np.frombuffer(rows["pixels"][0], np.uint8).reshape(channels, 28, 28)
 
 
 def disc(brightness: int) -> Image.Image:
@@ -69,13 +69,12 @@ def test_what_a_viewer_shows_is_decoded(name, tmp_path):
     content, expected = SHOWN[name]
     file = tmp_path / "image"
     file.write_bytes(content)
-    for pixels, transparent in (decoded(content), decoded(content, channels=3), decoded(None, str(file))):
+    for pixels in (decoded(content), decoded(content, channels=3), decoded(None, str(file))):
         assert np.abs(pixels.astype(int) - expected).max() <= 3
-        assert transparent == ("transparent" in name)
 
 
 def test_sixteen_bits_keep_all_their_levels():
-    pixels, _ = decoded(encode(Image.fromarray(np.linspace(0, 65535, 784).reshape(28, 28).astype(np.uint16))))
+    pixels = decoded(encode(Image.fromarray(np.linspace(0, 65535, 784).reshape(28, 28).astype(np.uint16))))
     assert pixels.mean() == pytest.approx(127.5, abs=0.1) and len(np.unique(pixels)) == 256
     assert pixels.flat[0] == 0 and pixels.flat[-1] == 255
 
@@ -114,7 +113,7 @@ def test_any_bytes_are_pixels_or_one_line(seed):
     for content, _ in SHOWN.values():
         for _ in range(25):
             try:
-                assert decoded(mutated(content, chance))[0].shape == (1, 28, 28)
+                assert decoded(mutated(content, chance)).shape == (1, 28, 28)
                 count += 1
             except ConfigError as error:
                 assert "\n" not in str(error) and len(str(error)) < 400

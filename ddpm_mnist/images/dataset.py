@@ -71,8 +71,11 @@ def load_data(
     with_labels = with_labels or shape.num_classes is not None
     column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
-    parts = hold_out(splits, label_column, num_held_out, warn)
-    labels, test_labels = (read_labels(part, label_column, shape) if with_labels else None for part in parts)
+    parts = hold_out(splits, num_held_out)
+    labels, test_labels = (
+        read_labels(part, label_column, shape, which) if with_labels else None
+        for part, which in zip(parts, ("training", "held-out"))
+    )
     if shape.num_classes and (absent := sorted(set(range(shape.num_classes)) - set(labels.tolist()))):
         warn(f"{name}: no training image is of class {shorten(absent)}, which the U-Net cannot learn.")
 
@@ -80,8 +83,6 @@ def load_data(
     channels = shape.channels or channels_of(files[0], column)
     how = {"channels": channels, "size": shape.size, "center_crop": options.center_crop}
     rows, test_rows = (decode_column(part, options.dataloader_num_workers, **how) for part in files)
-    if count := sum(rows["transparent"][:]):
-        warn(f"{name}: {count:,} of {len(rows):,} images are transparent and are put on white.")
     images, test_images = (memory_mapped(part, (channels, shape.size, shape.size)) for part in (rows, test_rows))
     low, high = images.aminmax()
     if high - low < MIN_CONTRAST:
@@ -101,19 +102,14 @@ def column_of(splits: DatasetDict, option: str, named: str | None, feature_type,
     return None
 
 
-def hold_out(splits: DatasetDict, label_column: str | None, count: int | None, warn) -> list[Dataset]:
+def hold_out(splits: DatasetDict, count: int | None) -> list[Dataset]:
     """The images to train on, and at most `count` others: of the test or validation split, else a twentieth of train.
 
-    A split with hidden labels is not used, whether labels are needed or not: training and evaluation must agree.
     ConfigError: the train split is too small.
     """
-    train = splits["train"]
-    others = [split for split in ("test", "validation") if len(splits.get(split, ()))]
-    usable = [split for split in others if label_column is None or has_labels(splits[split], label_column)]
-    if usable[:1] != others[:1]:
-        warn(f"The {others[0]} split has no labels, so that other images are held out.")
-    if usable:
-        held_out = splits[usable[0]]
+    train, others = splits["train"], [split for split in ("test", "validation") if len(splits.get(split, ()))]
+    if others:
+        held_out = splits[others[0]]
     else:  # drawn, since a set may be sorted by class
         order = torch.randperm(len(train), generator=seeded_generator(0, "subset"))
         cut = max(1, len(order) // 20)
@@ -128,18 +124,14 @@ def spread(length: int, count: int | None) -> np.ndarray:
     return np.linspace(0, length - 1, min(length, count or length)).round().astype(int)
 
 
-def has_labels(dataset: Dataset, column: str) -> bool:
-    """Whether a split has the column, and not only None or -1 in it."""
-    return column in dataset.features and any(label not in (None, -1) for label in dataset[column][:])
-
-
-def read_labels(dataset: Dataset, column: str, shape: ImageShape) -> Tensor:
+def read_labels(dataset: Dataset, column: str, shape: ImageShape, which: str) -> Tensor:
     """`[N]` int64. ConfigError: a row without a label, or with one that is not a class of the U-Net."""
-    values, end = dataset[column][:], shape.num_classes or MOST_CLASSES
+    values = dataset[column][:] if column in dataset.features else [None]  # a test split may have hidden labels
+    end = shape.num_classes or MOST_CLASSES
     for row, value in enumerate(values):
         if not isinstance(value, (int, float)) or value % 1 != 0 or not 0 <= value < end:
-            problem = f"row {row} holds {value!r:.40}, which is not a class number below {end} (unet.num_class_embeds)"
-            raise ConfigError(f"--label_column {column}: {problem}; {DOCS}")
+            problem = f"row {row} of the {which} images holds {value!r:.40}, which is not a class number below {end}"
+            raise ConfigError(f"--label_column {column}: {problem} (unet.num_class_embeds); {DOCS}")
     return torch.tensor(values, dtype=torch.int64)
 
 
@@ -155,7 +147,7 @@ def channels_of(dataset: Dataset, column: str) -> int:
     """1 if all images that are looked at are grey, however they are stored, else 3."""
     for row in dataset.select(spread(len(dataset), LOOKED_AT)):
         with suppress(Exception):  # decoding all of them, later, names those that cannot be decoded
-            if has_colour(open_image(row[column])[0]):
+            if has_colour(open_image(row[column])):
                 return 3
     return 1
 
@@ -252,6 +244,5 @@ def embedded_digits() -> DatasetDict:
 
     digits = load_digits()
     small = [Image.fromarray(image) for image in (digits.images * (255 / 16)).round().astype(np.uint8)]
-    images = np.stack([np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)) for image in small])
-    whole = from_arrays({"x_train": images, "y_train": digits.target})["train"]
-    return DatasetDict(train=whole.select(range(1500)), test=whole.select(range(1500, 1797)))
+    x, y = np.stack([image.resize((28, 28), Image.Resampling.BICUBIC) for image in small]), digits.target
+    return from_arrays({"x_train": x[:1500], "y_train": y[:1500], "x_test": x[1500:], "y_test": y[1500:]})

@@ -18,8 +18,8 @@ from ..errors import ConfigError, first_line, shorten
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] + PIL.__version__
 
 
-def open_image(cell: dict | None) -> tuple[Image.Image, bool]:
-    """The image in an undecoded cell of `datasets`, mode L or RGB, and whether it was transparent.
+def open_image(cell: dict | None) -> Image.Image:
+    """The image in an undecoded cell of `datasets`, mode L or RGB; what is transparent is put on white.
 
     Raises whatever the decoder does, and ValueError for pixels whose range is not known.
     """
@@ -27,14 +27,13 @@ def open_image(cell: dict | None) -> tuple[Image.Image, bool]:
         raise ValueError("the cell is empty")
     image = datasets.Image().decode_example(cell)
     if image.mode.startswith("I;16") and not image.has_transparency_data:
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)), False
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode[0] in "IF":
         raise ValueError(f"mode {image.mode} and not 8 or 16 bits; docs/running.md converts it")
     if not image.has_transparency_data:
-        return image.convert("L" if image.mode in ("1", "L") else "RGB"), False
+        return image.convert("L" if image.mode in ("1", "L") else "RGB")
     image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB"), image.getchannel("A").getextrema()[0] < 255
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def has_colour(image: Image.Image) -> bool:
@@ -42,9 +41,9 @@ def has_colour(image: Image.Image) -> bool:
     return len({channel.tobytes() for channel in image.split()}) > 1
 
 
-def decode(cell: dict | None, channels: int, size: int, center_crop: bool) -> dict[str, bytes | str | bool]:
-    """One cell -> uint8 `[channels, size, size]` as bytes, "WIDTHxHEIGHT" before the resizing, and transparency."""
-    image, transparent = open_image(cell)
+def decode(cell: dict | None, channels: int, size: int, center_crop: bool) -> dict[str, bytes | str]:
+    """One cell -> uint8 `[channels, size, size]` as bytes, and "WIDTHxHEIGHT" before the resizing."""
+    image = open_image(cell)
     if center_crop:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -54,7 +53,7 @@ def decode(cell: dict | None, channels: int, size: int, center_crop: bool) -> di
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
-    return {"pixels": pixels.tobytes(), "shape": shape, "transparent": transparent}
+    return {"pixels": pixels.tobytes(), "shape": shape}
 
 
 def decode_rows(cells: list, indices: list[int], version: str, **how) -> dict[str, list]:
