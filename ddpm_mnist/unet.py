@@ -9,7 +9,7 @@ names and numbers, so each reads state dicts and folders that the other wrote. T
 One with a rare option (see `CHOICES`) is built and run by diffusers' own code.
 
 The usual network is faster than stock, with the same numbers up to rounding, through channels_last memory, `normalize`,
-`attend`, `Upsample2D`, and one matrix product for the time projections of all residual blocks. Each place says why.
+`attend` and `Upsample2D`. Each place says why.
 """
 
 from functools import partial
@@ -64,13 +64,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class ResnetBlock2D(nn.Module):
     """Residual block: x + conv(silu(norm(conv(silu(norm(x))) + time))).
 
-    Maps `[B, in_channels, H, W]` and the block's entry of `UNet2DModel.time_projections`, `[B, out_channels, 1, 1]`, to
-    `[B, out_channels, H, W]`.
+    Maps `[B, in_channels, H, W]` and the time embedding, `[B, temb_channels]`, to `[B, out_channels, H, W]`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int, norm, dropout: float, act_fn: str):
         super().__init__()
-        self.time_index = 0  # set by UNet2DModel
         self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels)
@@ -80,8 +78,9 @@ class ResnetBlock2D(nn.Module):
         self.nonlinearity = get_activation(act_fn)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, hidden_states: Tensor, time: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
         residual = hidden_states
+        time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]  # one value per channel, at every pixel
         hidden_states = self.conv1(self.nonlinearity(normalize(self.norm1, hidden_states)))
         hidden_states = self.nonlinearity(normalize(self.norm2, hidden_states + time))
         hidden_states = self.conv2(self.dropout(hidden_states))
@@ -154,8 +153,6 @@ class Upsample2D(nn.Module):
 class Block2D(nn.Module):
     """Residual blocks at one resolution, each followed by attention in the attention variants.
 
-    `times` holds the projected time embedding of every residual block of the network; `time_index` finds a block's own.
-
     Args:
         widths: (in_channels, out_channels) of each residual block.
         resnet, attention: make a residual block, and an attention (None: no attention) of a width.
@@ -172,14 +169,14 @@ class Block2D(nn.Module):
             if attention:
                 self.attentions.append(attention(out_channels))
 
-    def resnet(self, i: int, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
+    def resnet(self, i: int, hidden_states: Tensor, temb: Tensor) -> Tensor:
         block = self.resnets[i]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, hidden_states, times[block.time_index])
-        return block(hidden_states, times[block.time_index])
+            return self._gradient_checkpointing_func(block, hidden_states, temb)
+        return block(hidden_states, temb)
 
-    def layer(self, i: int, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
-        hidden_states = self.resnet(i, hidden_states, times)
+    def layer(self, i: int, hidden_states: Tensor, temb: Tensor) -> Tensor:
+        hidden_states = self.resnet(i, hidden_states, temb)
         return self.attentions[i](hidden_states) if self.attentions is not None else hidden_states
 
 
@@ -193,10 +190,10 @@ class DownBlock2D(Block2D):
         super().__init__([(in_channels, out_channels)] + [(out_channels,) * 2] * (num_layers - 1), resnet, attention)
         self.downsamplers = None  # UNet2DModel adds one, except at the lowest resolution
 
-    def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, hidden_states: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i in range(len(self.resnets)):
-            hidden_states = self.layer(i, hidden_states, times)
+            hidden_states = self.layer(i, hidden_states, temb)
             skips.append(hidden_states)
         if self.downsamplers is not None:
             hidden_states = self.downsamplers[0](hidden_states)
@@ -213,8 +210,8 @@ class UNetMidBlock2D(Block2D):
         self.attentions = nn.ModuleList([attention(channels)])
         self.resnets = nn.ModuleList([first, resnet(channels, channels)])
 
-    def forward(self, hidden_states: Tensor, times: tuple[Tensor, ...]) -> Tensor:
-        return self.resnet(1, self.layer(0, hidden_states, times), times)
+    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
+        return self.resnet(1, self.layer(0, hidden_states, temb), temb)
 
 
 class UpBlock2D(Block2D):
@@ -229,9 +226,9 @@ class UpBlock2D(Block2D):
         super().__init__([(state + skip, out_channels) for state, skip in zip(states, skips)], resnet, attention)
         self.upsamplers = None  # UNet2DModel adds one, except at the highest resolution
 
-    def forward(self, hidden_states: Tensor, skips: list[Tensor], times: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, hidden_states: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
         for i in range(len(self.resnets)):
-            hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), times)
+            hidden_states = self.layer(i, torch.cat([hidden_states, skips.pop()], dim=1), temb)
         return hidden_states if self.upsamplers is None else self.upsamplers[0](hidden_states)
 
 
@@ -333,8 +330,6 @@ class UNet2DModel(diffusers.UNet2DModel):
         self.conv_norm_out = norm(width)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
-        for index, block in enumerate(self.resnet_blocks()):
-            block.time_index = index
 
     def forward(
         self,
@@ -372,39 +367,21 @@ class UNet2DModel(diffusers.UNet2DModel):
         elif class_labels is not None:
             raise ValueError("class_labels were given, but this U-Net has no num_class_embeds")
 
-        times = self.time_projections(temb)
-
         # 2. down, keeping every state for the way up; convolutions are fastest in channels_last memory
         sample = self.conv_in(sample).contiguous(memory_format=torch.channels_last)
         skips = [sample]
         for block in self.down_blocks:
-            sample, new_skips = block(sample, times)
+            sample, new_skips = block(sample, temb)
             skips += new_skips
 
         # 3. bottom and up
-        sample = self.mid_block(sample, times)
+        sample = self.mid_block(sample, temb)
         for block in self.up_blocks:
-            sample = block(sample, skips, times)
+            sample = block(sample, skips, temb)
 
         # 4. output
         sample = self.conv_out(self.conv_act(normalize(self.conv_norm_out, sample)))
         return UNet2DOutput(sample=sample) if return_dict else (sample,)
-
-    def resnet_blocks(self) -> list[ResnetBlock2D]:
-        """All residual blocks, in a fixed order."""
-        return [module for module in self.modules() if isinstance(module, ResnetBlock2D)]
-
-    def time_projections(self, temb: Tensor) -> tuple[Tensor, ...]:
-        """Project the time embedding for every residual block, in one matrix product.
-
-        `[B, temb_channels]` -> for each block, in the order of `time_index`, `[B, out_channels, 1, 1]`: one value per
-        channel, the same at every pixel.
-        """
-        blocks = self.resnet_blocks()
-        weight = torch.cat([block.time_emb_proj.weight for block in blocks])
-        bias = torch.cat([block.time_emb_proj.bias for block in blocks])
-        together = F.linear(blocks[0].nonlinearity(temb), weight, bias)[:, :, None, None]
-        return together.split([len(block.time_emb_proj.bias) for block in blocks], dim=1)
 
 
 def is_usual(config: dict) -> bool:
