@@ -27,7 +27,9 @@ class EvaluateConfig(DataOptions, SampleOptions):
     batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1)
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
     bound_images: int = opt(
-        10, "Test images per timestep of the variational bound, 2 or more; 0: no bound.", at_least=0
+        10,
+        "Test images per timestep of the variational bound, 2 or more; 0: no bound, and no error of x_0.",
+        at_least=0,
     )
     classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
     min_classifier_accuracy: float | None = opt(
@@ -88,6 +90,7 @@ def evaluate(config: EvaluateConfig) -> str:
             raise ConfigError(f"--output_dir {output_dir}: {problem}")
 
     from ddpm_mnist.evaluation import report  # here and not above, so that --help need not wait for torch
+    from ddpm_mnist.evaluation.error import error_table
     from ddpm_mnist.loading import is_checkpoint, load_model
 
     model = load_model(config.model)
@@ -96,12 +99,14 @@ def evaluate(config: EvaluateConfig) -> str:
     measured = Path(config.model).is_dir() and not is_checkpoint(config.model)  # what goes into the model's card
     results |= {"config": settings, "weights_sha256": weights_sha256(Path(config.model)) if measured else None}
     text = f"{report.table(results)}\n\n*{results['protocol']}.*\n"
+    if results["bound"]:
+        text += f"\n{error_table(results['bound']['error'])}\n"
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / OUTPUTS[0], results)
     (output_dir / OUTPUTS[1]).write_text(text, encoding="utf-8")
     report.neighbours_picture(samples, train).save(output_dir / OUTPUTS[2])
     if results["bound"]:
-        report.bound_picture(results["bound"]["terms"], output_dir / OUTPUTS[3])
+        report.bound_picture(results["bound"], output_dir / OUTPUTS[3])
     return text + f"\nWrote {output_dir / OUTPUTS[0]}."
 
 

@@ -27,6 +27,15 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
     return scheduler.get_velocity(images, noise, timesteps)
 
 
+def log_likelihood(x_t: Tensor, candidates: Tensor, alpha_prod: Tensor) -> Tensor:
+    """log q(x_t | x_0), eq. 4, up to a constant for each x_t: `[B, D]`, N candidates for x_0 `[N, D]` -> `[B, N]`.
+
+    `alpha_prod`: alpha-bar_t, one for all or `[B, 1]`.
+    """
+    scores = alpha_prod.sqrt() * (x_t @ candidates.T) - alpha_prod / 2 * candidates.square().sum(dim=1)
+    return scores / (1 - alpha_prod).clamp(min=1e-12)
+
+
 @torch.no_grad()
 def posterior_mean(
     scheduler: DDPMScheduler,
@@ -61,9 +70,8 @@ def posterior_mean(
     if same_class is None:
         same_class = itself.new_ones(len(images), len(references))
 
-    # eq. 4: log q(x_t | x_0) = (sqrt(alpha-bar) x_t . x_0 - alpha-bar |x_0|^2 / 2) / (1 - alpha-bar) + constant
-    scores = alpha.sqrt() * (x_t @ candidates.T) - alpha / 2 * candidates.square().sum(dim=1)
-    scores = (scores / (1 - alpha).clamp(min=1e-12)).masked_fill(~torch.cat([same_class, itself], dim=1), -torch.inf)
+    scores = log_likelihood(x_t, candidates, alpha)
+    scores = scores.masked_fill(~torch.cat([same_class, itself], dim=1), -torch.inf)
     mean_image = scores.softmax(dim=1) @ candidates
     mean_noise = (x_t - alpha.sqrt() * mean_image) / (1 - alpha).clamp(min=1e-12).sqrt()
 

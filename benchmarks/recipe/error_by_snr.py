@@ -12,7 +12,7 @@ import argparse
 
 import torch
 
-from ddpm_mnist.evaluation.report import x0_errors
+from ddpm_mnist.evaluation.error import model_x0
 from ddpm_mnist.images.batches import scale
 from ddpm_mnist.images.dataset import ImageShape, load_data
 from ddpm_mnist.loading import load_model
@@ -35,7 +35,7 @@ def main() -> None:
     print("| ---" * (len(LOG_SNRS) + 1) + " |")
     for name in args.models:
         model = load_model(name)
-        errors = [x0_errors(model, images, noise, log_snr).mean() for log_snr in LOG_SNRS]
+        errors = [(model_x0(model, images, noise, snr) - images).square().mean() for snr in LOG_SNRS]
         print(f"| {name}", *(f"{error:.4f}" for error in errors), "", sep=" | ", flush=True)
 
 

@@ -16,9 +16,9 @@ from ..images.batches import Images, scale
 from ..loading import Model
 from ..randomness import seeded_generator
 from ..sampling import grid, labels_for, to_pil, to_uint8
-from ..scheduler import DDPMScheduler
-from .bound import predict_x0, variational_bound
-from .classifier import Judge, accuracy, classify, load_judge, train_classifier
+from .bound import variational_bound
+from .classifier import Judge, classify, load_judge
+from .error import error_by_snr
 from .metrics import bootstrap, frechet_distance, gaussian_of, in_balls, jackknife, nearest, share_and_ci
 
 CONFIDENT = 0.9
@@ -29,11 +29,9 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
     "recall": ("recall", "up"),
     "confident": (f"classified with over {CONFIDENT} confidence", "up"),
     "read_as_asked": ("classified as the requested class", "up"),
-    "accuracy_from_samples": ("accuracy of a classifier trained on the samples alone", "up"),
     "nearest_ratio": ("distance to the nearest training image, over that to the nearest test image", "1: no copies"),
     "bits_per_dim": ("variational bound, bits/dim ({evaluations:,} evaluations)", "down"),
 }
-LOG_SNRS = (2, 0, -1, -2, -3)  # at -2 the digit is being decided
 
 
 def draw_samples(model: Model, config) -> Images:
@@ -58,6 +56,7 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     if config.bound_images:
         bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)
         values["bits_per_dim"] = bound["bits_per_dim"], bound["ci"], None
+        bound["error"] = error_by_snr(model, data.train, config.seed)
     counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
     guidance = "" if model.null_class_label is None else f", guidance {config.guidance_scale:g}"
     results = {
@@ -113,9 +112,7 @@ def metrics_of(
         "confident": share_and_ci(confidence > CONFIDENT),
     }
     if images.labels is not None:
-        taught = train_classifier(images, config.classifier_steps, config.seed)
         values["read_as_asked"] = share_and_ci(classes == images.labels)
-        values["accuracy_from_samples"] = accuracy(taught, test), None
     values["nearest_ratio"] = bootstrap(lambda x: (x[:, 0].median() / x[:, 1].median()).item(), distances, config.seed)
     return values
 
@@ -123,21 +120,6 @@ def metrics_of(
 def nearest_distances(images: Tensor, train: Tensor, test: Tensor, k: int = 1) -> Tensor:
     """`[N, 2]`: to the nearest training image and to the k-th nearest test image."""
     return torch.stack([nearest(images, train)[0][:, 0], nearest(images, test, k)[0][:, -1]], dim=1)
-
-
-def x0_errors(
-    model: Model, images: Tensor, noise: Tensor, log_snr: float, class_labels: Tensor | None = None
-) -> Tensor:
-    """The squared error of the x_0 that a model predicts at the timestep nearest to a log SNR; `[N]`, mean of pixels.
-
-    Args:
-        images, noise: `[N, C, H, W]`, float32: x_0 in [-1, 1], and epsilon.
-        class_labels: `[N]`, for a conditional model.
-    """
-    scheduler = DDPMScheduler.from_config(model.scheduler.config, clip_sample=False)  # measure the network alone
-    t = (torch.logit(scheduler.alphas_cumprod.double()) - log_snr).abs().argmin()
-    predicted = predict_x0(model.unet, scheduler, images, noise, t.expand(len(images)), class_labels)
-    return (predicted - images).square().mean(dim=(1, 2, 3))
 
 
 def table(results: dict) -> str:
@@ -158,12 +140,16 @@ def neighbours_picture(samples: Tensor, train: Tensor) -> Image.Image:
     return grid(to_pil(scale(rows)), columns=len(samples), zoom=2)
 
 
-def bound_picture(terms: list[float], path: Path) -> None:
-    """Plot the terms of the bound against the timestep; nearly all bits are in the first timesteps."""
+def bound_picture(bound: dict, path: Path) -> None:
+    """Plot the terms of the bound by timestep, and the error of x_0 by log SNR, beside the least possible one."""
     from matplotlib.figure import Figure  # not pyplot, which would change the caller's backend
 
-    plot = Figure(figsize=(7, 3.5), layout="tight")
-    axes = plot.add_subplot()
-    axes.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
-    axes.set(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension", title=f"sum: {sum(terms):.3f} bits/dim")
+    plot, terms, error = Figure(figsize=(10, 3.5), layout="tight"), bound["terms"], bound["error"]
+    left, right = plot.subplots(1, 2)
+    left.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
+    left.set(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension", title=f"sum: {sum(terms):.3f} bits/dim")
+    for key, label in (("least", "least possible"), ("above", "the model's, above it")):
+        right.semilogy([e["log_snr"] for e in error], [e[key] for e in error], marker=".", label=label)
+    right.set(xlabel="log SNR", ylabel="squared error of x_0", title="mostly noise on the left")
+    right.legend()
     plot.savefig(path, dpi=100, metadata={"Software": None})
