@@ -27,17 +27,9 @@ class EvaluateConfig(DataOptions, SampleOptions):
     batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1)
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
     bound_images: int = opt(
-        10,
-        "Test images per timestep of the variational bound, 2 or more; 0: no bound, and no error of x_0.",
-        at_least=0,
+        10, "Test images per timestep of the variational bound, 2 or more; 0: no bound, no error of x_0.", at_least=0
     )
     classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
-    min_classifier_accuracy: float | None = opt(
-        None,
-        "An error if its test accuracy is lower. Default: 0.985 for MNIST, 0 for other images.",
-        at_least=0,
-        at_most=1,
-    )
     output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
 
 

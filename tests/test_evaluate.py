@@ -26,7 +26,6 @@ from ddpm_mnist.evaluation.metrics import (
     share_and_ci,
 )
 from ddpm_mnist.images.batches import Images, scale
-from ddpm_mnist.loading import load_model
 from ddpm_mnist.record import weights_sha256
 from ddpm_mnist.training.config import parse_args
 
@@ -268,7 +267,7 @@ def test_requested_classes_are_recognized(judge):
 
 def arguments(model, dataset_dir) -> list:
     args = ["--model", model, "--dataset_name", dataset_dir, "--num_images", 20, "--num_inference_steps", 3]
-    return [*args, "--bound_images", 2, "--classifier_steps", 15, "--min_classifier_accuracy", 0.05]
+    return [*args, "--bound_images", 2, "--classifier_steps", 15]
 
 
 def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir, tmp_path, monkeypatch, capfd):
@@ -337,7 +336,6 @@ BAD_INPUT = {  # (options, part of the one line that is the answer)
     "file as folder": (["--output_dir", ROOT / "README.md/out"], "README.md is a file; name a folder"),
     "one image": (["--bound_images=1"], "--bound_images 1: must be 2 or more"),
     "nine samples": (["--num_images=9"], "--num_images 9: must be at least 10"),
-    "percentage": (["--min_classifier_accuracy=99"], "--min_classifier_accuracy 99.0: must be at most 1"),
     "not a model": (["--model", ROOT / "configs"], "holds no model_index.json"),
     "no place": (["--model=no/such-model"], "--output_dir: missing"),
 }
@@ -363,17 +361,6 @@ def test_evaluate_looks_for_what_stands_in_the_way_of_its_files(tmp_path, name, 
     (tmp_path / name).mkdir()
     assert in_process(command.main, "--model", tmp_path, "--output_dir", tmp_path) == 2
     assert f"{name} is a folder, and a file goes there" in capfd.readouterr().err
-
-
-def test_mnist_has_a_threshold_of_its_own(tiny_dataset_dir, model, tmp_path, monkeypatch):
-    """The tiny set's folder is called mnist; by another name it is a set that no one knows to be easy."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    shutil.copytree(tiny_dataset_dir, tmp_path / "other")
-    names = tiny_dataset_dir, str(tmp_path / "other")
-    mnist, other = (command.EvaluateConfig(dataset_name=name, classifier_steps=1) for name in names)
-    with pytest.raises(ConfigError, match="--min_classifier_accuracy 0.985: "):
-        classifier.load_judge(load_model(str(model)), mnist)
-    assert classifier.load_judge(load_model(str(model)), other).accuracy < 0.985
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "generate.py"])
