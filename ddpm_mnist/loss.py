@@ -27,6 +27,18 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
     return scheduler.get_velocity(images, noise, timesteps)
 
 
+def guided_target(target: Tensor, strong: Tensor, weak: Tensor, scale: float) -> Tensor:
+    """The target, moved by (scale - 1) of the way from what a weak network outputs to what a strong one does.
+
+    Where a weak network errs, a strong one errs less and in the same direction, so the way from one to the other leads
+    on to better images. Karras et al. 2024 (https://arxiv.org/abs/2406.02507) draw with weak + w (strong - weak). Here
+    the difference moves the target, so that one network learns it (Tang et al. 2025, https://arxiv.org/abs/2502.12154).
+    When the strong network outputs this target itself, w is 1 / (2 - scale). All tensors are `[B, C, H, W]`, and scale
+    is at least 1, no guide, and below 2.
+    """
+    return target + (scale - 1) * (strong - weak)
+
+
 def log_likelihood(x_t: Tensor, candidates: Tensor, alpha_prod: Tensor) -> Tensor:
     """log q(x_t | x_0), eq. 4, up to a constant for each x_t: `[B, D]`, N candidates for x_0 `[N, D]` -> `[B, N]`.
 

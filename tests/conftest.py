@@ -92,6 +92,7 @@ RECOMMENDED = {
     "timestep_sampling": "stratified",
     "reference_images": 100,
     "momentum_warmup_steps": 5,
+    "guide_scale": 1.5,
 }
 
 

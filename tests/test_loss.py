@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from ddpm_mnist import DDPMScheduler
-from ddpm_mnist.loss import LOG_SNR_MEAN, LOG_SNR_STD, posterior_mean, prediction_target, timestep_density
+from ddpm_mnist.loss import (
+    LOG_SNR_MEAN,
+    LOG_SNR_STD,
+    guided_target,
+    posterior_mean,
+    prediction_target,
+    timestep_density,
+)
 from ddpm_mnist.randomness import draw_noise_and_timesteps
+from ddpm_mnist.training.guide import Guide
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -105,3 +113,26 @@ def test_stratified_timesteps_are_spread_evenly_and_each_is_uniform():
     first = torch.stack([timesteps[0] for _, timesteps in drawn]).float()
     assert abs(first.mean() - 499.5) < 4 * 289 / 20 and first.min() < 20 and first.max() > 980
     assert torch.equal(drawn[7][0], draw_noise_and_timesteps(0, 7, shape, 1000, device)[0])  # the noise is the same
+
+
+# ---- the guide -----------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_keeps_an_early_average_and_follows_the_present_one():
+    unet = torch.nn.Linear(2, 2)
+    guide = Guide(unet, num_steps=10, weak_share=0.2, start=0.7)
+    for step in range(10):
+        guide.follow(step, {"weight": torch.full((2, 2), float(step)), "bias": torch.zeros(2)})
+        present = step if step >= 7 else unet.weight[0, 0]
+        assert (guide.strong.weight[0, 0], guide.weak.weight[0, 0]) == (present, min(step, 2))
+    assert not any(p.requires_grad for network in (guide.strong, guide.weak) for p in network.parameters())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.25, 1.5])
+def test_a_network_that_learns_the_guided_target_ends_at_the_guided_output(scale):
+    """The output is weak + w (strong - weak) of Karras et al. 2024, with w = 1 / (2 - scale)."""
+    target, weak = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    strong = target
+    for _ in range(60):
+        strong = guided_target(target, strong, weak, scale)
+    torch.testing.assert_close(strong, weak + (target - weak) / (2 - scale))

@@ -59,7 +59,11 @@ def test_the_seed_decides(train):
 
 @pytest.mark.parametrize(
     "extra",
-    [{}, {"mixed_precision": "bf16", "optimizer": "muon", **RECOMMENDED}, {"unet.dropout": 0.1, "use_ema": False}],
+    [
+        {},
+        {"mixed_precision": "bf16", "optimizer": "muon", **RECOMMENDED},
+        {"unet.dropout": 0.1, "use_ema": False, "guide_scale": 1.5, "guide_weak": 0.5},
+    ],
     ids=str,
 )
 def test_resume_is_exact(train, tmp_path, extra):

@@ -7,6 +7,7 @@ stopped, the newest folder with a matching manifest is good. Weights are safeten
 
     checkpoint-500/unet/         the weights, as diffusers writes them
                    unet_ema/     their average, likewise
+                   unet_weak/    the average of an early update, for the guide, likewise
                    state.pt      optimizer, learning rate, gradient scaler, counters
                    manifest.json
 """
@@ -58,7 +59,7 @@ def save_checkpoint(
     output_dir: Path,
     step: int,
     unet,
-    weights: dict[str, dict[str, Tensor] | None],
+    weights: dict[str, dict[str, Tensor]],
     state: dict,
     total_limit: int | None,
 ) -> Path:
@@ -66,7 +67,7 @@ def save_checkpoint(
 
     Args:
         unet: its config is saved with the weights.
-        weights: folder name -> state dict; None: no such folder.
+        weights: folder name -> state dict.
         state: for `torch.save`; tensors, numbers, strings, lists and dicts only. `state["run"]`: see `load_state`.
 
     Raises:
@@ -77,7 +78,7 @@ def save_checkpoint(
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        for name, state_dict in ((name, tensors) for name, tensors in weights.items() if tensors is not None):
+        for name, state_dict in weights.items():
             unet.save_config(draft / name)
             tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
             save_file(tensors, draft / name / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -167,13 +168,16 @@ def load_state(checkpoint: Path, run: dict) -> dict:
     return state
 
 
-def load_weights(checkpoint: Path, unet, averaged: dict[str, Tensor] | None) -> None:
-    """Fill the U-Net, and the averaged weights if not None, from a checkpoint. ConfigError: they do not fit."""
+@torch.no_grad()
+def load_weights(checkpoint: Path, weights: dict[str, dict[str, Tensor]]) -> None:
+    """Fill the tensors of `weights`, as in `save_checkpoint`, from a checkpoint. ConfigError: they do not fit."""
     try:
-        unet.load_state_dict(load_file(checkpoint / "unet" / SAFETENSORS_WEIGHTS_NAME), strict=True)
-        saved = load_file(checkpoint / "unet_ema" / SAFETENSORS_WEIGHTS_NAME) if averaged is not None else {}
-        for name, tensor in (averaged or {}).items():
-            tensor.copy_(saved[name])
+        for name, state_dict in weights.items():
+            saved = load_file(checkpoint / name / SAFETENSORS_WEIGHTS_NAME)
+            for key, tensor in state_dict.items():
+                tensor.copy_(saved.pop(key))
+            if saved:
+                raise ValueError(f"{name} also holds {next(iter(saved))}")
     except Exception as e:
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: its weights cannot be read ({first_line(e)}); try another"

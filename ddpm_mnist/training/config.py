@@ -23,6 +23,7 @@ PAPER = {
     "timestep_sampling": "uniform",
     "uniform_timesteps": 1.0,
     "reference_images": 0,
+    "guide_scale": 1.0,
 }
 # The default: the paper with these changes. Each can be turned off on its own; docs/results.md measures them.
 RECOMMENDED = PAPER | {
@@ -33,6 +34,7 @@ RECOMMENDED = PAPER | {
     "timestep_sampling": "stratified",  # a batch's timesteps are spread evenly: less noise in the gradient
     "uniform_timesteps": 0.25,  # three quarters of the timesteps lie at the noise levels where the digit forms
     "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
+    "guide_scale": 1.5,  # at the end of the run the target moves away from what an early network outputs
 }
 # Most of the time goes to 28x28, so few channels there. Attention is at 7x7, where it has 49 tokens, with one head of
 # the full width (None), which on a CPU is several times faster than heads of width 8.
@@ -142,6 +144,15 @@ class RecipeOptions:
         "most 64 MB of them. 0: the noise that was drawn.",
         at_least=0,
     )
+    guide_scale: float = opt(
+        RECOMMENDED["guide_scale"],
+        "In the last part of the run, move the target away from what the network of an early update outputs, for "
+        "clearer images; 1: do not.",
+        at_least=1,
+        at_most=1.9,
+    )
+    guide_start: float = opt(0.67, "Share of the run after which the target moves.", fraction=True)
+    guide_weak: float = opt(0.2, "Share of the run after which the weights are those of the guide.", fraction=True)
     seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, at_most=2**63 - 1)
 
 

@@ -20,12 +20,13 @@ from ..errors import ConfigError
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
-from ..loss import posterior_mean, prediction_target
+from ..loss import guided_target, posterior_mean, prediction_target
 from ..pipeline import count_classes
 from .batches import References, micro_batches
 from .build import build, check_models, start_from
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
+from .guide import Guide
 from .hardware import settings_restored, start_accelerator
 from .log import MetricsLog
 from .optimizer import build_optimizer
@@ -74,6 +75,9 @@ class Run:
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
         self.references = References(config, data.train) if config.reference_images else None
+        self.guide = None
+        if config.guide_scale > 1:
+            self.guide = Guide(self.bare_unet, self.num_steps, config.guide_weak, config.guide_start)
 
         self.identity = {
             **config.identity(),
@@ -102,6 +106,13 @@ class Run:
         if self.ema is None:
             return None
         return dict(zip((name for name, _ in self.bare_unet.named_parameters()), self.ema.shadow_params))
+
+    @property
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """All weights that a checkpoint keeps, by the name of their folder."""
+        networks = {"unet": self.bare_unet.state_dict(), "unet_ema": self.averaged_weights()}
+        networks["unet_weak"] = self.guide.weak.state_dict() if self.guide is not None else None
+        return {name: tensors for name, tensors in networks.items() if tensors is not None}
 
     def begin(self) -> None:
         """Make the output folder and start its log; print what is trained."""
@@ -138,19 +149,28 @@ class Run:
         self.update_loss = torch.zeros((), device=self.accelerator.device)
         if self.references is not None:
             self.references.draw(self.step)
+        if self.guide is not None:
+            self.guide.follow(self.step, self.averaged_weights() or self.bare_unet.state_dict())
         return islice(self.micro_batches, self.config.gradient_accumulation_steps)
 
     def target(
         self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """What the network should output for x_t, `[B, C, H, W]`: see `prediction_target`. With `reference_images`, its
-        expectation given x_t."""
+        """What the network should output for x_t, `[B, C, H, W]`: see `prediction_target`.
+
+        With `reference_images`, its expectation given x_t; in the last part of a run, guided.
+        """
         if self.references is not None:
             references, same_class = self.references.images, self.references.same_class(labels)
             images, noise = posterior_mean(
                 self.scheduler, noisy_images, images, noise, timesteps, references, same_class
             )
-        return prediction_target(self.scheduler, images, noise, timesteps)
+        target = prediction_target(self.scheduler, images, noise, timesteps)
+        if self.guide is None or self.step < self.guide.first_step:
+            return target
+        with self.accelerator.autocast():
+            strong, weak = self.guide.outputs(noisy_images, timesteps, labels)
+        return guided_target(target, strong, weak, self.config.guide_scale)
 
     def clip_gradients(self) -> None:
         """Clip the gradients after the last micro-batch. If they are not finite, the optimizer skips its update.
@@ -206,17 +226,16 @@ class Run:
         if not all(bool(p.isfinite().all()) for p in self.bare_unet.parameters()):
             raise ConfigError(self.not_finite())
         if accelerator.is_main_process:
-            weights = {"unet": self.bare_unet.state_dict(), "unet_ema": self.averaged_weights()}
             state = {name: part.state_dict() for name, part in self.state.items()}
             state |= {"run": self.identity, "step": self.step, "counts": self.counts}
             limit = self.config.checkpoints_total_limit
-            save_checkpoint(self.output_dir, self.step, self.bare_unet, weights, state, limit)
+            save_checkpoint(self.output_dir, self.step, self.bare_unet, self.weights, state, limit)
         accelerator.wait_for_everyone()
 
     def load(self) -> None:
         """Resume from `checkpoint`. ConfigError: it is of another run."""
         state = load_state(self.checkpoint, self.identity)
-        load_weights(self.checkpoint, self.bare_unet, self.averaged_weights())
+        load_weights(self.checkpoint, self.weights)
         for name, part in self.state.items():
             part.load_state_dict(state[name])
         if self.ema is not None:
