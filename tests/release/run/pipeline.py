@@ -12,7 +12,6 @@ noise with and without a label, and the difference of the two, taken larger, lea
 import inspect
 import json
 import math
-import operator
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +44,7 @@ def denoise(
         predict: maps x_t, which the sampler may have scaled, and t to the prediction of the U-Net; see `guided`.
         sample: pure noise, `[B, C, H, W]`, of variance 1.
         generator: one for the batch, or a list of one for each image.
-        start: `sample` is x_t of the first timestep that is at most this, and the steps begin there.
+        start: begin at the first timestep that is at most this; `sample` is then the x_t of that timestep.
     """
     sampler = with_timesteps(sampler, num_inference_steps, sample.device)
     timesteps = sampler.timesteps
@@ -117,7 +116,7 @@ def count_classes(num_class_embeds: int | None, null_class_label: int | None) ->
 
 
 def with_timesteps(scheduler, num_inference_steps: int, device):
-    """The scheduler with its timesteps set; a copy with other spacing where "leading" would not start at the noise.
+    """The scheduler with its timesteps set; a copy with other spacing where "leading" would start too far from T.
 
     "leading" takes every (T // steps)-th timestep from 0 on (DPM-Solver: every (T // (steps + 1))-th): 501 steps of
     1,000 end at t = 500, where 28% of the image is left, but sampling starts from pure noise.
@@ -133,14 +132,6 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     if plain:  # "trailing": rounding makes one too many of some numbers, -1
         scheduler.timesteps = scheduler.timesteps[scheduler.timesteps >= 0]
     return scheduler
-
-
-def whole_numbers(values) -> list[int]:
-    """One whole number, or any sequence of them, of Python, NumPy or PyTorch. TypeError: something else is there."""
-    try:
-        return [operator.index(values)]
-    except TypeError:
-        return [operator.index(value) for value in values]
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
@@ -189,12 +180,12 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         null = self.config.null_class_label
         classes = count_classes(self.unet.config.num_class_embeds, null)
         try:
-            labels = whole_numbers(class_labels)
-            wrong = [label for label in labels if not 0 <= label < classes] or (not labels and "none given")
-        except TypeError:
-            wrong = repr(class_labels)
-        if wrong:
-            raise ValueError(f"class_labels: {wrong}; the model has the classes 0 to {classes - 1}")
+            labels = torch.as_tensor(class_labels).reshape(-1)
+            known = not labels.is_floating_point() and 0 <= labels.min() <= labels.max() < classes
+        except (TypeError, ValueError, RuntimeError):  # no numbers, or none at all
+            known = False
+        if not known:
+            raise ValueError(f"class_labels: {class_labels!r:.80}; the model has the classes 0 to {classes - 1}")
         if guidance_scale is None:
             guidance_scale = 1.0 if null is None else GUIDANCE_SCALE
         if null is None and guidance_scale != 1:
@@ -205,10 +196,9 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
         device = self._execution_device
         shape = (len(labels), self.unet.config.in_channels, *size)
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        labels = torch.tensor(labels, device=device)
+        labels = labels.to(device, torch.int64)
         predict = guided(self.unet, self.scheduler, labels, guidance_scale, null, guidance_min_log_snr)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+        with self.progress_bar(total=num_inference_steps) as progress:
             for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007
                 progress.update()
 
