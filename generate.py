@@ -34,6 +34,9 @@ def output_paths(config: GenerateConfig) -> list[Path]:
     existing = [path for path in (grid, singles, trajectory) if path.exists() and path in (singles, *paths)]
     if existing and not config.overwrite:
         raise ConfigError(f"--output {grid}: {existing[0]} exists; give --overwrite")
+    for path in singles.glob("[0-9]" * 5 + ".png"):  # of an earlier run that drew more, or the user's
+        if path not in paths:
+            raise ConfigError(f"--output {grid}: {path} would stay among the new images; move it, or name another")
     for path in paths:
         if problem := file_problem(path):
             raise ConfigError(f"--output {grid}: {problem}")
@@ -58,11 +61,8 @@ def generate(config: GenerateConfig) -> list[Path]:
     drawn = tqdm(drawn, total=total, desc=f"{config.scheduler}, {steps} steps")
     images, trajectory = images_and_trajectory(drawn, steps)
 
-    singles, new = paths[1].parent, set(paths)
+    singles = paths[1].parent
     singles.mkdir(parents=True, exist_ok=True)
-    for path in singles.glob("[0-9]" * 5 + ".png"):  # of an earlier run that drew more
-        if path not in new and path.is_file():
-            path.unlink()
     pictures = [grid(images, zoom=2), *images, *([trajectory_picture(trajectory)] if config.save_trajectory else [])]
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)

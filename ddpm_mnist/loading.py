@@ -61,7 +61,7 @@ class Model:
             class_label: the class of all images. None: image i has class i modulo the number of classes.
 
         Raises:
-            ConfigError: see `num_steps`.
+            ConfigError: see `num_steps`; or the images are not finite.
         """
         unet, device, steps = self.unet, self.unet.device, self.num_steps(options)
         sampler = make_sampler(options.scheduler, self.scheduler.config, steps)
@@ -74,6 +74,8 @@ class Model:
             noise, generators = noise_of(options.seed, chunk.tolist(), self.shape, device)
             predict = guided(unet, sampler, labels, *guidance)
             for step in denoise(predict, sampler, noise, steps, generators):
+                if step.last and not step.prev_sample.isfinite().all():
+                    raise ConfigError("the model's samples are not finite numbers; train it again, or name another")
                 yield batch, step
 
     def draw_images(self, numbers: range | list[int], options: SampleOptions) -> Tensor:

@@ -12,6 +12,7 @@ noise with and without a label, and the difference of the two, taken larger, lea
 import inspect
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,14 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     return scheduler
 
 
+def apply_umask(folder: str | Path) -> None:
+    """Give weights the permissions of other new files: safetensors writes files that only their owner can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in Path(folder).rglob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
+
+
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
     """Draws images of given classes. `null_class_label`: see `guided`; saved in model_index.json."""
 
@@ -147,6 +156,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """As in diffusers, and this file with it, which `model_index.json` names, so that the folder loads again."""
         super().save_pretrained(save_directory, **kwargs)
+        apply_umask(save_directory)
         target = Path(save_directory) / "pipeline.py"
         if Path(__file__).resolve() != target.resolve():
             shutil.copyfile(__file__, target)

@@ -74,6 +74,7 @@ CASES = [  # (arguments, parts of the line)
     (["--unet.in_channels=2"], ["unet.in_channels 2", "grayscale"]),
     (["--unet.layers_per_block=0"], ["unet.layers_per_block=0"]),
     (["--unet.attention_head_dim=99"], ["unet.attention_head_dim=99"]),
+    (["--unet.time_embedding_type=fourier"], ["unet.time_embedding_type fourier", "use positional"]),
     (["--unet.class_embed_type=timestep"], ["unet.class_embed_type", "timestep"]),
     (["--unet.layers_per_block"], ["--unet.layers_per_block", "needs a value"]),
     (["--scheduler.beta_schedule=cosine"], ["scheduler.beta_schedule='cosine'", "squaredcos_cap_v2"]),

@@ -1,5 +1,6 @@
 """What a run survives: kills, signals, damaged checkpoints, full disks, a second run, a process that dies."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from ddpm_mnist.record import read_metrics, sha256
 from ddpm_mnist.training import stop
 from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_state
 from ddpm_mnist.training.config import parse_args
-from ddpm_mnist.training.output_dir import check_output_dir
+from ddpm_mnist.training.output_dir import check_output_dir, lock_output_dir
 from ddpm_mnist.training.run import prepare
 
 KILL_RUN = {"checkpointing_steps": 3, "validation_steps": 0, "logging_steps": 2}
@@ -108,6 +109,26 @@ def test_a_draft_of_a_killed_save_and_bad_lines_in_the_log_are_ignored(train, tm
     train("run", max_train_steps=6, validation_steps=0, resume_from_checkpoint="latest")
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+
+
+@posix
+def test_a_run_whose_launcher_is_gone_saves_and_ends(dataset_dir, tmp_path):
+    """Accelerate's launcher passes no signal on."""
+    out = tmp_path / "run"
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--cpu"]
+    launcher = subprocess.Popen([*launch, "train_ddpm_mnist.py", *smoke_args(dataset_dir, out, **LONG)], cwd=ROOT)
+    wait_until(lambda: newest_step(out) > 0, launcher)
+    launcher.terminate()
+    launcher.wait()
+    deadline = time.monotonic() + 60
+    while True:  # the lock of the folder is released when the run has ended
+        with contextlib.suppress(ConfigError):
+            lock_output_dir(out).release()
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    newest = list_checkpoints(out)[-1]
+    assert damage(newest) is None and int(newest.name.split("-")[1]) == newest_step(out)
 
 
 @posix
@@ -335,6 +356,14 @@ def test_overwriting_deletes_only_what_a_run_writes(train, tmp_path):
     train("run", max_train_steps=2, validation_steps=0, overwrite_output_dir=True)
     assert (tmp_path / "elsewhere/thesis.txt").exists() and (out / "thesis.txt").exists()
     assert checkpoints(out) == ["checkpoint-2", "checkpoint-mine", "checkpoint-notes.txt"]
+
+
+def test_a_resumed_run_has_no_pictures_of_later_updates(train):
+    """Those of the run that was killed: the card would show them as this one's."""
+    out = train("run", max_train_steps=6, validation_steps=2, checkpointing_steps=2, checkpoints_total_limit=3)
+    (out / "samples/mine.png").touch()
+    train("run", max_train_steps=4, validation_steps=0, resume_from_checkpoint="checkpoint-2")
+    assert {path.name for path in (out / "samples").iterdir()} == {"step-000002.png", "mine.png"}
 
 
 def test_a_run_of_another_folder_does_not_replace_one(train):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import diffusers
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, as_nobody, in_process, posix, python, same, weights
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
@@ -18,6 +20,7 @@ from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import SampleOptions, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, denoise, guided, step_arguments, with_timesteps
 from ddpm_mnist.randomness import drop_labels, seeded_generator
+from ddpm_mnist.record import WEIGHTS_FILE
 from ddpm_mnist.sampling import grid, make_sampler, noise_of, to_pil
 from ddpm_mnist.training.config import SCHEDULER
 
@@ -315,8 +318,20 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path, capf
     (tmp_path / "a/mine.png").touch()
     assert in_process(generate.main, *again, "--seed", 1, "--overwrite") == 0
     assert a.read_bytes() != b.read_bytes()
-    assert in_process(generate.main, *again, "--num_images", 1, "--overwrite") == 0
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"00000.png", "mine.png"}  # no older ones
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert in_process(generate.main, *again, "--num_images", 1, "--overwrite") == 2  # nobody's picture is deleted
+    assert "00001.png would stay among the new images" in capfd.readouterr().err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
+def test_samples_that_are_not_finite_are_an_error_and_no_black_picture(model, tmp_path, scheduler, capfd):
+    shutil.copytree(model, tmp_path / "broken")
+    path = tmp_path / "broken" / WEIGHTS_FILE
+    save_file({name: tensor * torch.nan for name, tensor in load_file(path).items()}, path)
+    args = ["--model", tmp_path / "broken", "--num_images", 1, "--num_inference_steps", 2, "--scheduler", scheduler]
+    assert in_process(generate.main, *args, "--output", tmp_path / "grid.png") == 2
+    assert "samples are not finite" in capfd.readouterr().err and not (tmp_path / "grid.png").exists()
 
 
 def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):

@@ -5,11 +5,13 @@ import os
 
 import pytest
 import torch
-from conftest import python, smoke_args
+from conftest import posix, python, smoke_args
+from diffusers import DiffusionPipeline
 from torch.overrides import TorchFunctionMode
 
 from ddpm_mnist import DDPMScheduler
 from ddpm_mnist.device import default_device
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.images.batches import Images
 from ddpm_mnist.options import options_of, read_options
@@ -55,6 +57,37 @@ def test_checkpoints_are_written_by_windows_rules(train, monkeypatch):
     assert checkpoint.damage(out / "checkpoint-4") is None
     names = (out / "checkpoint-4/manifest.json").read_text(encoding="utf-8")
     assert "unet/config.json" in names and "\\" not in names
+
+
+def test_a_disk_that_syncs_no_folders_keeps_checkpoints_and_one_that_syncs_no_files_is_an_error(train, monkeypatch):
+    """Simulated: CIFS, sshfs and others answer EINVAL for a folder."""
+    fsync, broken = os.fsync, [os.path.isdir]
+
+    def refuse(descriptor):
+        if any(is_kind(descriptor) for is_kind in broken):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    out = train("run", max_train_steps=2, validation_steps=0)
+    assert checkpoint.damage(out / "checkpoint-2") is None
+    broken.append(os.path.isfile)
+    with pytest.raises(ConfigError, match="checkpoint-3 cannot be written .*Invalid argument"):
+        train("run", max_train_steps=3, validation_steps=0, resume_from_checkpoint="latest")
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_all_files_of_a_run_have_the_permissions_of_the_umask(train, umask):
+    before = os.umask(umask)
+    try:
+        options = {"unet.num_class_embeds": 11, "class_dropout_prob": 0.1}
+        out = train("run", max_train_steps=1, validation_steps=0, **options)
+        DiffusionPipeline.from_pretrained(out, trust_remote_code=True).save_pretrained(out / "again")
+    finally:
+        os.umask(before)
+    files = {path: path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert len(files) > 12 and set(files.values()) == {0o666 & ~umask}, files
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "push"])

@@ -22,6 +22,7 @@ from .space import check_space, open_space, space_files, upload_space
 FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb")
 FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE, "evaluation.json", "evaluation_*.png")
+OUR_PIPELINE = Path(__file__).parents[1] / "pipeline.py"
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 
 # Runs in a fresh process without this repo: does stock diffusers load the folder, and what does it draw?
@@ -118,6 +119,11 @@ def validate_model(model_dir: Path) -> None:
     import numpy as np
 
     conditional = (model_dir / "pipeline.py").is_file()
+    if conditional and (model_dir / "pipeline.py").read_bytes() != OUR_PIPELINE.read_bytes():
+        raise ConfigError(
+            f"{option}: the check would run pipeline.py, which is not this version's; to agree to this version's, copy "
+            f"{OUR_PIPELINE} there"
+        )
     arguments = {"class_labels": [0, 0], "guidance_scale": 1.0} if conditional else {"batch_size": 2}
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, "sample.npy")

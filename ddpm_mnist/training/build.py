@@ -64,6 +64,8 @@ def check_models(config: TrainConfig) -> None:
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
 
+    if unet.config.time_embedding_type == "fourier":
+        raise ConfigError("unet.time_embedding_type fourier: divides by t, and t = 0 is a timestep; use positional")
     channels = unet.config.in_channels, unet.config.out_channels
     if channels not in ((1, 1), (3, 3)):
         raise ConfigError(

@@ -23,20 +23,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
+from ..pipeline import apply_umask
 from ..record import flat, sha256, write_json
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what is open for writing
+    """Wait until a file, or a folder's list of names, is on the disk.
+
+    Windows, and network disks such as CIFS, sync no folders; then the system writes their lists when it likes.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what is open to write
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
 
 
 def steps_of(folder: Path) -> int:
@@ -82,6 +88,7 @@ def save_checkpoint(
             unet.save_config(draft / name)
             tensors = {key: tensor.contiguous() for key, tensor in state_dict.items()}
             save_file(tensors, draft / name / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        apply_umask(draft)
         torch.save(state, draft / "state.pt")
         files = sorted(p for p in draft.rglob("*") if p.is_file())
         write_json(draft / MANIFEST, {"files": {p.relative_to(draft).as_posix(): sha256(p) for p in files}})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
-from ..pipeline import ClassConditionalDDPMPipeline
+from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
 from ..record import RESULTS_FILE, weights_sha256, write_json
 from ..sampling import grid, images_and_trajectory, trajectory_picture
 from ..scheduler import DDPMScheduler
@@ -75,6 +75,7 @@ def export_pipeline(
     else:
         pipe = ClassConditionalDDPMPipeline(stock_unet, stock_scheduler, null_class_label)
     pipe.save_pretrained(output_dir, safe_serialization=True)
+    apply_umask(output_dir)
 
 
 def write_card_pictures(run: Run) -> None:

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop."""
 
+import os
 import signal
 import threading
 
@@ -19,6 +20,8 @@ class StopSignal:
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signum, self.calls = accelerator, 0, 0
         self.previous: dict[int, object] = {}  # handlers to restore
+        launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+        self.launcher = os.getppid() if launched else None
 
     def listen(self) -> None:
         """Handle the signals, in the main thread, as Python requires. An ignored SIGHUP (nohup) stays ignored."""
@@ -41,7 +44,9 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> bool:
-        """Whether to stop; the same answer in all processes."""
+        """Whether to stop; the same answer in all processes. A launcher passes no signal on: its death is one."""
+        if self.launcher not in (None, os.getppid()):
+            self.signum = self.signum or signal.SIGTERM
         if self.accelerator.num_processes == 1:
             return self.signum != 0
         self.calls += 1
