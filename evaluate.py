@@ -61,7 +61,7 @@ def record_of(model: str | None) -> Path:
     from ddpm_mnist.offline import hub_or_cache
 
     try:
-        with hub_or_cache(model, "model", "no such model"):
+        with hub_or_cache("--model", model, "model"):
             return Path(snapshot_download(model, allow_patterns=[CONFIG_FILE, RESULTS_FILE]))
     except Exception:  # `load_model` will say what is wrong with the model
         return folder

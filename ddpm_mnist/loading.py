@@ -94,9 +94,8 @@ def loading(name: str, option: str) -> Iterator[None]:
 
     ConfigError: anything fails in it.
     """
-    missing = f"{option} {name}: neither a folder nor on the Hub; check it, or `hf auth login`"
     try:
-        with nullcontext() if Path(name).exists() else hub_or_cache(name, "model", missing):
+        with nullcontext() if Path(name).exists() else hub_or_cache(option, name, "model"):
             yield
     except ConfigError:
         raise

@@ -1,44 +1,69 @@
-"""One quick question to the Hub, without the minutes of retries that its client takes when nothing answers."""
+"""What the Hub answers: one quick question, without its client's minutes of retries, and its errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import ConfigError
+import datasets
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import ConfigError, first_line
+
+ADVICE = {  # by HTTP status
+    401: "the Hub does not know this token; `hf auth login` again, or make a new one",
+    403: "the token may not do this; make one that may (to push: with the role 'write', under your own name)",
+    404: "the repo does not exist, or the token may not see it; check the name",
+    409: "somebody else changed it at the same time; run this again",
+    429: "the Hub asks to wait; run this again in some minutes",
+}
 
 
-def hub_status(repo_id: str, repo_type: str, timeout: float = 5.0) -> str:
-    """ "found", "missing" (or private) or "unreachable": what one request says of a "dataset" or "model" repo."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    if constants.HF_HUB_OFFLINE:
-        return "unreachable"
-    try:
-        HfApi().repo_info(repo_id, repo_type=repo_type, timeout=timeout)
-    except (RepositoryNotFoundError, GatedRepoError, HFValidationError):
-        return "missing"
-    except Exception:  # whatever the network library of the day raises
-        return "unreachable"
-    return "found"
+def explain(error: Exception) -> str:
+    """What an error of the Hub's client says to the user, and what to do."""
+    error = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+    if isinstance(error, HFValidationError):
+        return "is not a repo id; write USER/NAME, of letters, digits, '-', '_' and '.'"
+    if isinstance(error, RevisionNotFoundError):
+        return "has no such revision; check --revision"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        trouble = "the Hub has trouble; run this again later" if status >= 500 else first_line(error)
+        return f"{status}: {ADVICE.get(status, trouble)}"
+    return f"the Hub cannot be reached, or broke off ({first_line(error)}); check the network and run this again"
 
 
 @contextmanager
-def hub_or_cache(repo_id: str, repo_type: str, missing: str) -> Iterator[None]:
+def hub_or_cache(option: str, repo_id: str, repo_type: str, timeout: float = 5.0) -> Iterator[None]:
     """While the context lasts, `huggingface_hub`, and `datasets` and `diffusers` on it, load from the Hub, or, where
-    it does not answer, from the cache or fail at once. Afterwards the Hub is asked again: it may be back by then.
+    it does not answer or refuses, from the cache. Afterwards the Hub is asked again: it may be back by then.
 
-    ConfigError: the Hub has no such repo; `missing` is the message.
+    ConfigError: the Hub has no such repo; or it refuses (an old token, too many questions) and the cache has none.
     """
-    import datasets
-    from huggingface_hub import constants
-
-    status = hub_status(repo_id, repo_type)
-    if status == "missing":
-        raise ConfigError(missing)
+    answered, refusal = not constants.HF_HUB_OFFLINE, None
+    try:
+        if answered:
+            HfApi().repo_info(repo_id, repo_type=repo_type, timeout=timeout)
+    except (RepositoryNotFoundError, GatedRepoError, HFValidationError):
+        raise ConfigError(
+            f"{option} {repo_id}: not on this disk, and not on the Hub, or private; check it, or `hf auth login`"
+        ) from None
+    except Exception as error:  # the Hub refuses; or nothing answers, in the words of the network library of the day
+        answered = False
+        refusal = explain(error) if isinstance(error, HfHubHTTPError) else None
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if status == "unreachable":
+    if not answered:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
+    except Exception as error:
+        if refusal is None:
+            raise
+        raise ConfigError(f"{option} {repo_id}: {refusal}") from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

@@ -24,6 +24,10 @@ from ddpm_mnist.hub.card import write_card
 from ddpm_mnist.hub.push import PushConfig, files_to_push, push_model, upload, validate_model
 from ddpm_mnist.hub.repo import make_repo, read_token
 from ddpm_mnist.hub.space import space_files
+from ddpm_mnist.images.dataset import ImageShape, load_data
+from ddpm_mnist.loading import load_model
+from ddpm_mnist.offline import hub_or_cache
+from ddpm_mnist.options import DataOptions
 from ddpm_mnist.record import weights_sha256
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
@@ -186,6 +190,23 @@ def test_train_on_a_dataset_from_the_hub(hub, tiny_dataset_dir, tmp_path):
     private = smoke_args("alice/private-mnist", tmp_path / "private", max_train_steps=2)
     refused = python("train_ddpm_mnist.py", *private, **client(hub, tmp_path / "home"))
     assert refused.returncode == 2 and "not on the Hub, or private" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("401", "401: the Hub does not know this token"), ("403", "403: the token may not do this")]
+    + [("429", "429: the Hub asks to wait"), ("500", "500: the Hub has trouble"), ("503", "503: the Hub has trouble")],
+)
+def test_a_hub_that_refuses_is_no_missing_network(hub_here, tmp_path, monkeypatch, fault, reason):
+    """The cause is said, and nobody's digits are trained on in place of MNIST; what is in the cache is used."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub_here, "fault", lambda number, request: fault)
+    options = DataOptions(cache_dir=str(tmp_path / "datasets"))
+    for load in (lambda: load_model("alice/m"), lambda: load_data(options, ImageShape(1, 28))):
+        with pytest.raises(ConfigError, match=rf"^--(model alice/m|dataset_name ylecun/mnist): {reason}"):
+            load()
+    with hub_or_cache("--model", "alice/m", "model"):
+        assert constants.HF_HUB_OFFLINE  # from the cache
 
 
 @pytest.mark.parametrize(("name", "local"), [("ylecun/mnist", False), ("mine", True)])
@@ -386,7 +407,7 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, model, tiny_dataset_
     ("fault", "token", "repo", "message"),
     [
         (None, "hf_" + "unknown" * 5, "alice/digits", "401: the Hub does not know this token"),
-        (None, BOB, "alice/digits", "403: the token may not write to it"),
+        (None, BOB, "alice/digits", "403: the token may not do this"),
         (None, None, "alice/digits", "no token: `hf auth login`"),
         (None, ALICE, "alice/a/b", "--hub_model_id alice/a/b: is not a repo id"),
         (None, ALICE, "digits", "--hub_model_id digits; write --hub_model_id USER/NAME"),

@@ -8,20 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import ConfigError, first_line
+from ..errors import ConfigError
+from ..offline import explain
 from .card import written_by_hand
 
 OPTIONS = {"model": "--hub_model_id", "space": "--space_id"}  # the option that names a repo of this type
-ADVICE = {  # by HTTP status
-    401: "the Hub does not know this token; `hf auth login` again, or make a new one",
-    403: "the token may not write to it; make one with the role 'write', or use your own name",
-    404: "the repo does not exist, or the token may not see it; check the name",
-    409: "somebody else changed it at the same time; run this again",
-    429: "the Hub asks to wait; run this again in some minutes",
-}
 
 
 def read_token() -> str:
@@ -54,20 +47,6 @@ def hub_errors(repo_id: str, option: str = "--hub_model_id") -> Iterator[None]:
         raise
     except Exception as error:  # of the client, its network library and its threads
         raise ConfigError(f"{option} {repo_id}: {explain(error)}") from error
-
-
-def explain(error: Exception) -> str:
-    """What an error of the Hub's client says to the user, and what to do."""
-    error = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-    if isinstance(error, HFValidationError):
-        return "is not a repo id; write USER/NAME, of letters, digits, '-', '_' and '.'"
-    if isinstance(error, RevisionNotFoundError):
-        return "has no such revision; check --revision"
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        status = error.response.status_code
-        trouble = "the Hub has trouble; run this again later" if status >= 500 else first_line(error)
-        return f"{status}: {ADVICE.get(status, trouble)}"
-    return f"the Hub cannot be reached, or broke off ({first_line(error)}); check the network and run this again"
 
 
 def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = None, repo_type: str = "model") -> None:

@@ -170,12 +170,11 @@ def load_splits(options: DataOptions, warn) -> tuple[str, DatasetDict, bool]:
     option, path, local = f"--dataset_name {name}", Path(name), Path(name).exists()
     if name == EMBEDDED_DATASET:
         return name, embedded_digits(), False
-    missing = f"{option}: no such folder, and not on the Hub, or private; check the name, or run `hf auth login`"
     try:
         if local:
             splits = read_local(path, options)
         else:
-            with hub_or_cache(name, "dataset", missing):
+            with hub_or_cache("--dataset_name", name, "dataset"):
                 splits = datasets.load_dataset(name, options.dataset_config_name, cache_dir=options.cache_dir)
     except ConfigError:
         raise
