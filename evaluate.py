@@ -23,13 +23,13 @@ FROM_THE_MODEL = ("dataset_name", "dataset_config_name", "image_column", "label_
 class EvaluateConfig(DataOptions, SampleOptions):
     """Evaluation"""
 
-    num_images: int = opt(2000, "Samples to draw, and real images to compare with.", at_least=10)
-    batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1)
-    seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0)
+    num_images: int = opt(2000, "Samples to draw, and real images to compare with.", at_least=10, at_most=1_000_000)
+    batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1, at_most=1_000_000)
+    seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0, at_most=2**63 - 1)
     bound_images: int = opt(
-        10, "Test images per timestep of the variational bound, 2 or more; 0: no bound, no error of x_0.", at_least=0
+        10, "Images per timestep of the bound, 2 or more; 0: no bound, no error of x_0.", at_least=0, at_most=1_000_000
     )
-    classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1)
+    classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1, at_most=1_000_000)
     output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
 
 

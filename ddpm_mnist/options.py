@@ -7,6 +7,7 @@ Nothing here imports torch, so that `--help` and a wrong option are answered at 
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -198,7 +199,7 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
 def read_yaml(option: str, path: Path) -> dict:
     """The mapping in a YAML file. ConfigError, which names `option`: it cannot be read, or holds something else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_bytes())  # YAML knows byte order marks
     except FileNotFoundError:
         raise ConfigError(f"{option} {path}: no such file; configs/ has some to start from") from None
     except Exception as e:  # of the disk, the encoding and the parser, which raises more than YAMLError
@@ -206,6 +207,10 @@ def read_yaml(option: str, path: Path) -> dict:
     if not isinstance(values, dict):
         raise ConfigError(f"{option} {path}: must hold `option: value` lines")
     return values
+
+
+NO_MEMORY = "out of memory|can't allocate memory|not enough memory"  # in PyTorch's RuntimeErrors
+BATCH_OPTIONS = "--train_batch_size (and raise --gradient_accumulation_steps), --batch_size or the number of images"
 
 
 def run_script(main: Callable[[list[str]], int]) -> int:
@@ -219,10 +224,13 @@ def run_script(main: Callable[[list[str]], int]) -> int:
             stream.reconfigure(errors="replace")  # a locale that lacks a character must not end a run
     try:
         return main(arguments)
-    except (ConfigError, OSError) as error:
-        if "--debug" in sys.argv:
+    except (ConfigError, OSError, MemoryError, RuntimeError) as error:
+        no_memory = isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error))
+        if "--debug" in sys.argv or not (isinstance(error, (ConfigError, OSError)) or no_memory):
             raise
         text = str(error) if isinstance(error, ConfigError) else f"{cause_of(error)}; --debug shows where"
+        if no_memory:
+            text = f"not enough memory ({cause_of(error)}); lower {BATCH_OPTIONS}"
         rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
         if rank == "0":  # all processes of a machine hit the same error; one says it
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
@@ -258,8 +266,8 @@ class SampleOptions:
     """Samples"""
 
     model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id; or a checkpoint folder.", path=True)
-    num_images: int = opt(16, "How many.", at_least=1)
-    batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1)
+    num_images: int = opt(16, "How many.", at_least=1, at_most=1_000_000)
+    batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1, at_most=1_000_000)
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
         "ddpm", "Sampler: ddpm, Algorithm 2; ddim, which adds no noise; dpmsolver, the fastest."
     )
@@ -281,4 +289,4 @@ class SampleOptions:
     mixed_precision: Literal["no", "bf16"] = opt(
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."
     )
-    seed: int = opt(0, "Image i of a seed is always the same image.", at_least=0)
+    seed: int = opt(0, "Image i of a seed is always the same image.", at_least=0, at_most=2**63 - 1)

@@ -3,9 +3,11 @@
 import math
 import os
 import random
+import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT, blob, make_dataset, python, smoke_args
 
@@ -91,6 +93,9 @@ CASES = [  # (arguments, parts of the line)
         ],
         ["--uniform_timesteps 0.5", "no timestep"],
     ),
+    (["--scheduler.trained_betas=[.nan]", "--scheduler.num_train_timesteps=1"], ["scheduler.trained_betas: every"]),
+    (["--train_batch_size=100000000"], ["--train_batch_size 100000000: must be at most"]),
+    (["--num_validation_images=1000000000000"], ["--num_validation_images 1000000000000: must be at most"]),
     (["--scheduler.beta_start=1e-9"], ["scheduler.beta_start", "no noise in float32", "raise it"]),
     # data
     (["--dataset_name=./no/such/folder"], ["--dataset_name ./no/such/folder", "no such folder"]),
@@ -138,6 +143,34 @@ def test_an_error_of_the_system_is_one_line_too(capsys):
 
     assert run_script(main) == 2
     assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/somewhere'; --debug shows where\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("cannot allocate"), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")]
+    + [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_line_that_names_the_batch(error, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+    def main(arguments):
+        raise error
+
+    assert run_script(main) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1 and "--train_batch_size (and raise --gradient_accumulation_steps)" in stderr
+    with pytest.raises(RuntimeError, match="of ours"):
+        run_script(lambda arguments: (_ for _ in ()).throw(RuntimeError("a bug of ours")))
+
+
+def test_a_run_that_failed_before_its_first_update_does_not_stand_in_the_way(train, tmp_path):
+    (tmp_path / "run/logs").mkdir(parents=True)
+    for name in ("train_config.yaml", "metrics.jsonl", ".lock"):
+        (tmp_path / "run" / name).touch()
+    train("run", max_train_steps=1, validation_steps=0)
+    with pytest.raises(ConfigError, match="is not empty"):
+        train("run", max_train_steps=1, validation_steps=0)
 
 
 def test_an_output_dir_that_is_a_file_is_below_one_or_holds_files(dataset_dir, tmp_path, capfd):
@@ -240,6 +273,13 @@ def test_null_is_the_default_unless_the_type_allows_none(tmp_path):
 def test_values_are_read_in_the_type_of_their_option(tmp_path, line, name, value):
     read = getattr(parsed(tmp_path, line + "\n"), name)
     assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_editors_of_windows_write_byte_order_marks(tmp_path, encoding):
+    text = ("\ufeff" if encoding == "utf-16-le" else "") + "output_dir: Ergebnis-ä\n"
+    (tmp_path / "config.yaml").write_text(text, encoding=encoding)
+    assert parse_args([f"--config={tmp_path / 'config.yaml'}"]).output_dir == "Ergebnis-ä"
 
 
 @pytest.mark.parametrize(

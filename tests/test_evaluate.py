@@ -87,6 +87,13 @@ def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
     assert jackknife(lambda x: x.mean().item(), torch.tensor([[1.0], [3.0]]))[0] == pytest.approx(2)
 
 
+@pytest.mark.parametrize(("count", "block"), [(10, 10), (11, 10), (25, 10), (39, 10), (1100, 1000)])
+def test_the_jackknife_of_few_samples_has_no_groups_of_a_class_or_of_nothing(count, block):
+    samples, reference = gaussian(count, 3, 0), gaussian_of(gaussian(100_000, 3, 1))
+    value, ci = jackknife(lambda x: frechet_distance(x, reference), samples, block=block)
+    assert math.isfinite(ci) and abs(value) < (3 if count < 100 else 0.05)
+
+
 def test_the_jackknife_keeps_a_sample_of_each_class_together():
     """Ten classes far apart, in turn: their distance does not make the mean of all less certain."""
     samples = gaussian(400, 1, 0) + 10 * (torch.arange(400) % 10)[:, None]
@@ -291,6 +298,21 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     assert {"config.json", "model.safetensors"} == {path.name for path in kept.iterdir()}
 
 
+def test_what_is_not_defined_is_null_in_json_and_said_in_the_table(model, tiny_dataset_dir, tmp_path, monkeypatch):
+    """0/0: most test images have exact copies among the images that they are compared with."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(report, "nearest_distances", lambda images, **options: torch.zeros(len(images), 2))
+    args = [*arguments(model, tiny_dataset_dir), "--bound_images", 0, "--output_dir", tmp_path]
+    assert in_process(command.main, *args) == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    results = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=refuse)
+    assert results["metrics"]["nearest_ratio"] is None
+    assert "not defined: test images have exact copies" in (tmp_path / "evaluation.md").read_text()
+
+
 def test_the_images_are_by_default_those_that_the_model_was_trained_on_and_nothing_else_is_the_models(tmp_path):
     """From its own record; the command line wins. A stranger's model must not say where this machine caches."""
     options = ["--dataset_name=/some/set", "--image_column=mask", "--center_crop", "--seed=5"]
@@ -335,6 +357,8 @@ BAD_INPUT = {  # (options, part of the one line that is the answer)
     "steps": (["--num_inference_steps=1001"], "--num_inference_steps 1001: the model has 1000 timesteps"),
     "file as folder": (["--output_dir", ROOT / "README.md/out"], "README.md is a file; name a folder"),
     "one image": (["--bound_images=1"], "--bound_images 1: must be 2 or more"),
+    "huge number": (["--num_images=10000000000"], "--num_images 10000000000: must be at most"),
+    "huge seed": (["--seed=99999999999999999999"], "--seed 99999999999999999999: must be at most"),
     "nine samples": (["--num_images=9"], "--num_images 9: must be at least 10"),
     "not a model": (["--model", ROOT / "configs"], "holds no model_index.json"),
     "no place": (["--model=no/such-model"], "--output_dir: missing"),

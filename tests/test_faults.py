@@ -366,6 +366,15 @@ def test_a_resumed_run_has_no_pictures_of_later_updates(train):
     assert {path.name for path in (out / "samples").iterdir()} == {"step-000002.png", "mine.png"}
 
 
+def test_a_checkpoint_on_a_larger_disk_behind_a_link_is_of_this_folder(train, tmp_path):
+    out = train("run", max_train_steps=4, validation_steps=0)
+    shutil.move(out / "checkpoint-4", tmp_path / "large-disk")
+    (out / "checkpoint-4").symlink_to(tmp_path / "large-disk")
+    train("run", max_train_steps=5, validation_steps=0, resume_from_checkpoint="latest")
+    with pytest.raises(ConfigError, match="--max_train_steps 3: .*checkpoint-5 is longer"):
+        train("run", max_train_steps=3, validation_steps=0, resume_from_checkpoint="latest")
+
+
 def test_a_run_of_another_folder_does_not_replace_one(train):
     """--resume_from_checkpoint names a checkpoint elsewhere, and output_dir is forgotten, or another run's."""
     other, here = train("other", max_train_steps=4, validation_steps=0), train("here", max_train_steps=4, seed=5)

@@ -67,8 +67,10 @@ def jackknife(statistic: Callable, rows: Tensor, groups: int = 20, block: int = 
     difference between good models. `block` rows in turn stay in one group: if samples count through the classes, give
     the number of classes, since a group of one class alone would look like a difference between samples.
     """
+    if len(rows) < 4 * block:  # too few for two groups of two blocks each
+        block = 1
+    groups = min(groups, len(rows) // block if block == 1 else len(rows) // (2 * block))
     group = torch.arange(len(rows)) // block % groups
-    groups = int(group.max()) + 1
     without = np.array([statistic(rows[group != g]) for g in range(groups)])
     value = groups * statistic(rows) - (groups - 1) * without.mean()
     return float(value), float(1.96 * np.sqrt((groups - 1) * without.var()))

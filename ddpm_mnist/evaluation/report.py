@@ -3,6 +3,7 @@
 `config` is the options of evaluate.py.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
     if config.bound_images and variance.startswith("learned"):
         raise ConfigError(f"--bound_images: variance_type {variance} has no bound here; 0 skips it")
+    if config.bound_images and len(model.scheduler) == 1:
+        raise ConfigError("--bound_images: a model of one timestep has no bound; 0 skips it")
     judge = load_judge(model, config)
     data, samples = judge.data, draw_samples(model, config)
     values = measure(samples, judge)
@@ -60,10 +63,10 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
     guidance = "" if model.null_class_label is None else f", guidance {config.guidance_scale:g}"
     results = {
-        "metrics": {name: round(value, 6) for name, (value, _, _) in values.items()},
+        "metrics": {name: round(value, 6) if math.isfinite(value) else None for name, (value, _, _) in values.items()},
         "texts": {name: METRICS[name][0].format(**counts) for name in values},
-        "ci": {name: ci for name, (_, ci, _) in values.items() if ci is not None},
-        "floor": {name: floor for name, (_, _, floor) in values.items() if floor is not None},
+        "ci": {name: ci for name, (_, ci, _) in values.items() if ci is not None and math.isfinite(ci)},
+        "floor": {name: x for name, (_, _, x) in values.items() if x is not None and math.isfinite(x)},
         "protocol": f"{len(samples):,} samples by {config.scheduler} in {steps} steps{guidance}, seed {config.seed}; "
         f"{len(data.test):,} test images of {data.name}; features of a classifier with an accuracy of "
         f"{judge.accuracy:.2%}; real images: as many training images in place of the samples; ±: 95%",
@@ -128,7 +131,8 @@ def table(results: dict) -> str:
     for name, value in results["metrics"].items():
         ci = f" ± {results['ci'][name]:.2g}" if name in results["ci"] else ""
         floor = f"{results['floor'][name]:.4g}" if name in results["floor"] else ""
-        lines.append(f"| {results['texts'][name]} | {value:.4g}{ci} | {floor} | {METRICS[name][1]} |")
+        value = "not defined: test images have exact copies" if value is None else f"{value:.4g}{ci}"
+        lines.append(f"| {results['texts'][name]} | {value} | {floor} | {METRICS[name][1]} |")
     return "\n".join(lines)
 
 

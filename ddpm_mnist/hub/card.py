@@ -122,7 +122,8 @@ def figures(run: dict, evaluated: dict, weights: str, dataset: str) -> list[Eval
     loss = metrics.get("held_out_ema/loss", metrics.get("held_out_raw/loss"))
     if loss is not None and run["weights_sha256"] == weights:
         rows.append(("mse", "held-out mean squared error of the predicted noise", round(loss, 6)))
-    rows += [(name, texts.get(name, name), value) for name, value in evaluated.get("metrics", {}).items()]
+    measured = {name: value for name, value in evaluated.get("metrics", {}).items() if value is not None}
+    rows += [(name, texts.get(name, name), value) for name, value in measured.items()]
     task = {"task_type": "unconditional-image-generation", "dataset_type": dataset, "dataset_name": dataset}
     return [EvalResult(**task, metric_type=name, metric_name=text, metric_value=value) for name, text, value in rows]
 

@@ -135,6 +135,8 @@ def validate_model(model_dir: Path) -> None:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"{option}: stock diffusers cannot load and run it ({last}); train or export it again")
         stock = np.load(output)
+    if not np.isfinite(stock).all():
+        raise ConfigError(f"{option}: the model draws no finite numbers; train it again")
     if not np.allclose(own_sample(model_dir, arguments), stock, atol=1e-3):
         raise ConfigError(f"{option}: stock diffusers draws another sample than this repo does; report this as a bug")
 

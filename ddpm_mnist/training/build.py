@@ -45,7 +45,8 @@ def check_models(config: TrainConfig) -> None:
     if len(scheduler.betas) != T:
         raise ConfigError(f"scheduler.trained_betas: has {len(scheduler.betas)} values for num_train_timesteps={T}")
     if not ((scheduler.betas > 0) & (scheduler.betas <= 1)).all():
-        raise ConfigError("scheduler.beta_start, beta_end: every beta must lie in (0, 1]; Ho et al. use 1e-4 and 0.02")
+        where = "beta_start, beta_end" if scheduler.config.trained_betas is None else "trained_betas"
+        raise ConfigError(f"scheduler.{where}: every beta must lie in (0, 1]; Ho et al. use 1e-4 and 0.02")
     if scheduler.config.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
         raise ConfigError("scheduler.variance_type: not trained or sampled here; use fixed_small or fixed_large")
     if scheduler.alphas_cumprod[-1] == 0 and scheduler.config.prediction_type == "epsilon":

@@ -81,7 +81,7 @@ class OutputOptions:
 class RunOptions:
     """Length, batches and hardware"""
 
-    train_batch_size: int = opt(64, "Images per process and micro-batch.", at_least=1)
+    train_batch_size: int = opt(64, "Images per process and micro-batch.", at_least=1, at_most=1_000_000)
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.", at_least=1)
     max_train_steps: int | None = opt(3200, "Length of the run in optimizer updates.", at_least=1)
     num_train_epochs: int | None = opt(
@@ -163,7 +163,7 @@ class ValidationOptions:
     validation_steps: int = opt(
         800, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
     )
-    num_validation_images: int = opt(36, "Images in the grid.", at_least=1)
+    num_validation_images: int = opt(36, "Images in the grid.", at_least=1, at_most=10_000)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
 
 

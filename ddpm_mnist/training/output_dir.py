@@ -6,7 +6,7 @@ from pathlib import Path
 import filelock
 
 from ..errors import ConfigError, first_line, writable_problem
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
 from .checkpoint import find_checkpoint, is_draft, steps_of
 from .config import TrainConfig
 
@@ -54,6 +54,8 @@ def check_output_dir(config: TrainConfig) -> Path | None:
 
     names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
     names = {name for name in names if not is_draft(name) and name != LOCK_FILE}  # a run killed in its first save
+    if names <= BEFORE_THE_FIRST_CHECKPOINT and not read_metrics(output_dir / METRICS_FILE):
+        names = set()  # a run that failed before its first update
     if not resume:
         if names and not config.overwrite_output_dir:
             raise ConfigError(
@@ -68,7 +70,7 @@ def check_output_dir(config: TrainConfig) -> Path | None:
             f"--resume_from_checkpoint {resume}: {output_dir} holds other files, but no checkpoint; "
             "--overwrite_output_dir starts anew"
         )
-    if checkpoint is not None and others and checkpoint.resolve().parent != output_dir.resolve():
+    if checkpoint is not None and others and checkpoint.absolute().parent.resolve() != output_dir.resolve():
         raise ConfigError(
             f"{option}: holds another run than {checkpoint}, which would replace it; name that run's folder "
             f"({checkpoint.parent}), or an empty one"

@@ -89,6 +89,7 @@ class Run:
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
         self.lock = self.log = None  # from `begin` on
+        self.progress = tqdm(disable=True)
 
     @property
     def state(self) -> dict:
@@ -272,6 +273,7 @@ class Run:
     def close(self) -> None:
         """Release signals and the output folder."""
         self.stop.restore()
+        self.progress.close()  # an error is then printed on a line of its own
         if self.lock is not None:
             self.lock.release()
 
@@ -313,4 +315,6 @@ def make_run(config: TrainConfig) -> Run:
     run = Run(config, accelerator, data, checkpoint)
     if checkpoint is not None:
         run.load()
+    if run.step > run.num_steps:
+        raise ConfigError(f"--max_train_steps {run.num_steps}: {checkpoint} is longer; give more, or an earlier one")
     return run
