@@ -41,9 +41,13 @@ class Model:
     def num_steps(self, options: SampleOptions) -> int:
         """How many steps the sampler takes.
 
-        ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take.
+        ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take; or guidance of a
+        model that was not trained for it.
         """
         name, steps, T = options.scheduler, options.num_inference_steps, len(self.scheduler)
+        scale = options.guidance_scale
+        if self.null_class_label is None and scale not in (1, SampleOptions.guidance_scale):
+            raise ConfigError(f"--guidance_scale {scale}: this model was trained without dropped labels; omit it")
         if steps is not None and steps > T:
             raise ConfigError(f"--num_inference_steps {steps}: the model has {T} timesteps")
         if name == "dpmsolver" and (steps or 1) == T:
@@ -116,7 +120,14 @@ def load_unet(name: str, option: str = "--model") -> UNet2DModel:
             f"{option} {name}: holds no model_index.json; name the output_dir of a finished training run, or a "
             "checkpoint folder in it"
         )
+    elif not local.exists() and "/" not in name:
+        raise ConfigError(f"{option} {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
     with loading(name, option):
+        config = UNet2DModel.load_config(name, subfolder=subfolder)
+        name_of_class, size = config.get("_class_name"), config.get("sample_size")
+        sizes = size if isinstance(size, (list, tuple)) else [size]
+        if name_of_class != "UNet2DModel" or not all(isinstance(s, int) and 1 <= s <= 4096 for s in sizes):
+            raise ValueError(f"its U-Net is a {name_of_class} of sample_size {size}")
         return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
 
 
@@ -132,4 +143,7 @@ def load_model(name: str, option: str = "--model") -> Model:
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
             return Model(unet, DDPMScheduler(**run["scheduler"]), null)
         scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-        return Model(unet, scheduler, DiffusionPipeline.load_config(name).get("null_class_label"))
+        null = DiffusionPipeline.load_config(name).get("null_class_label")
+        if null is not None and null != (unet.config.num_class_embeds or 0) - 1:
+            raise ValueError(f"null_class_label {null!r} is not the last of {unet.config.num_class_embeds} classes")
+        return Model(unet, scheduler, null)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -322,6 +323,33 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path, capf
     assert in_process(generate.main, *again, "--num_images", 1, "--overwrite") == 2  # nobody's picture is deleted
     assert "00001.png would stay among the new images" in capfd.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "part"),
+    [
+        ("model_index.json", {"null_class_label": "ten"}, "null_class_label 'ten' is not the last of 11 classes"),
+        ("model_index.json", {"null_class_label": 99}, "null_class_label 99 is not the last of 11 classes"),
+        ("unet/config.json", {"num_class_embeds": None}, "cannot be loaded"),
+        ("unet/config.json", {"sample_size": None}, "a UNet2DModel of sample_size None"),
+        ("unet/config.json", {"sample_size": 100_000}, "a UNet2DModel of sample_size 100000"),
+        ("unet/config.json", {"sample_size": [28, "28"]}, "a UNet2DModel of sample_size [28, '28']"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "its U-Net is a UNet2DConditionModel"),
+    ],
+)
+def test_a_models_files_with_wrong_values_are_one_line(conditional_model, tmp_path, file, values, part, capfd):
+    model = Path(shutil.copytree(conditional_model, tmp_path / "model"))
+    (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | values))
+    assert in_process(generate.main, "--model", model, "--output", tmp_path / "grid.png") == 2
+    assert f"--model {model}" in (stderr := capfd.readouterr().err) and part in stderr and "Traceback" not in stderr
+
+
+def test_a_model_that_is_missing_or_takes_no_guidance_is_said(model, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert in_process(generate.main) == 2
+    assert "--model ddpm-mnist: no such folder; first, accelerate launch" in capfd.readouterr().err
+    assert in_process(generate.main, "--model", model, "--guidance_scale", 3) == 2
+    assert "--guidance_scale 3.0: this model was trained without dropped labels" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])

@@ -161,7 +161,7 @@ def load_state(checkpoint: Path, run: dict) -> dict:
     """
     try:
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-        saved, now = flat(state["run"]), flat(run)
+        saved, now, _ = flat(state["run"]), flat(run), int(state["step"])
     except Exception as e:  # of the unpickler; it runs no code of the file
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: state.pt cannot be read ({first_line(e)}); try another"
