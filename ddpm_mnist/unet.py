@@ -129,6 +129,12 @@ class Downsample2D(nn.Module):
         return self.conv(hidden_states)
 
 
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether its weight tells all that the layer does: no LoRA, offloading, casting or hook has changed it."""
+    changed = "forward" in vars(conv) or conv._forward_hooks or conv._forward_pre_hooks
+    return type(conv) is nn.Conv2d and not changed
+
+
 class Upsample2D(nn.Module):
     """Repeat each pixel in a 2x2 square, then convolve 3x3: `[B, C, H, W] -> [B, C, 2H, 2W]`.
 
@@ -143,7 +149,8 @@ class Upsample2D(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         device = hidden_states.device.type
-        if device != "cpu" or hidden_states.dtype.itemsize <= 2 or torch.is_autocast_enabled(device):
+        half_precision = hidden_states.dtype.itemsize <= 2 or torch.is_autocast_enabled(device)
+        if device != "cpu" or half_precision or not is_plain(self.conv):
             return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
         flipped = self.conv.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution applies its kernel mirrored
         kernel = sum(F.pad(flipped, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))

@@ -1,5 +1,6 @@
 """The in-repo U-Net against stock diffusers: same names, same numbers, forward and backward."""
 
+import accelerate
 import diffusers
 import pytest
 import torch
@@ -122,6 +123,52 @@ def test_folders_are_read_both_ways(tmp_path):
     read_by_ours = UNet2DModel.from_pretrained(tmp_path / "stock")
     assert torch.equal(read_by_stock(sample, timesteps).sample, expected)
     torch.testing.assert_close(read_by_ours(sample, timesteps).sample, expected, rtol=1e-5, atol=1e-5)
+
+
+def lora(unet):
+    peft = pytest.importorskip("peft")  # not needed by anything else here
+    names = ["time_emb_proj", "conv", "to_q"]
+    return peft.get_peft_model(unet, peft.LoraConfig(target_modules=names, init_lora_weights=False)).base_model.model
+
+
+def hooked(unet):
+    for name, module in unet.named_modules():
+        if name.endswith(("time_emb_proj", "upsamplers.0.conv")):
+            module.register_forward_hook(lambda module, arguments, output: 2 * output)
+    return unet
+
+
+def float8(unet):
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    return unet
+
+
+TOOLS = {
+    "LoRA": lora,
+    "hooks": hooked,
+    "float8 in memory": float8,
+    "offload": lambda unet: accelerate.cpu_offload(unet, torch.device("cpu")),
+    "int8": lambda unet: torch.ao.quantization.quantize_dynamic(unet, {torch.nn.Linear}),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_that_change_layers_work_as_on_stock(tool):
+    ours, stock = (TOOLS[tool](unet) for unet in pair({}))
+    if tool == "LoRA":
+        ours.load_state_dict(stock.state_dict(), strict=True)  # its matrices are random
+    sample, timesteps = torch.randn(2, 1, 28, 28), torch.tensor([0, 500])
+    outputs = [unet(sample, timesteps).sample for unet in (ours, stock)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    untouched = pair({})[0](sample, timesteps).sample
+    assert tool == "offload" or (outputs[0] - untouched).abs().max() > 1e-3  # the tool has an effect
+    if tool == "LoRA":
+        for output in outputs:
+            output.square().mean().backward()
+        grads = [{n: p.grad for n, p in unet.named_parameters() if "lora" in n} for unet in (ours, stock)]
+        assert len(grads[0]) > 10 and grads[0].keys() == grads[1].keys()
+        for name, grad in grads[0].items():
+            torch.testing.assert_close(grad, grads[1][name], rtol=1e-3, atol=1e-6)
 
 
 def test_timestep_may_be_a_number_a_scalar_or_a_batch():
