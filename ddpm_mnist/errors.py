@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"  # what a clone without git-lfs has in place of a file
+LFS_ADVICE = "is a git-lfs pointer and not the file; `git lfs pull`, or `hf download`"
 PERMISSIONS = "name another, or change its permissions"
 
 
@@ -25,6 +27,13 @@ def cause_of(error: BaseException) -> str:
     return first_line(next((e for e in reversed(chain) if str(e).strip()), error))
 
 
+def check_lfs(option: str, path: Path) -> None:
+    """ConfigError: a file, or one in a folder, is only a pointer of git-lfs."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.stat().st_size < 1000 and file.read_bytes().startswith(LFS_POINTER):
+            raise ConfigError(f"{option}: {file} {LFS_ADVICE}")
+
+
 def shorten(names: Iterable, limit: int = 8) -> str:
     """The first few of `names`, and how many more there are."""
     names = [str(name) for name in names]
@@ -33,7 +42,7 @@ def shorten(names: Iterable, limit: int = 8) -> str:
 
 def nearest(key: str, known: list[str]) -> str:
     """A hint at the known key that `key` may have meant."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     return f"did you mean {close[0]}?" if close else f"known: {shorten(sorted(known))}"
 
 

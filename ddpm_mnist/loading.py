@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from .device import default_device
-from .errors import ConfigError, first_line
+from .errors import ConfigError, check_lfs, first_line
 from .offline import hub_or_cache
 from .options import SampleOptions
 from .pipeline import Step, count_classes, denoise, guided
@@ -104,6 +104,7 @@ def loading(name: str, option: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
+        check_lfs(f"{option} {name}", Path(name))
         raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
 
 

@@ -168,10 +168,33 @@ def read_options(
     return (options, rest) if sections else options
 
 
+ELSEWHERE = {  # names in other training scripts, such as diffusers' train_unconditional.py, and what they are here
+    "--ddpm_beta_schedule": "--scheduler.beta_schedule",
+    "--ddpm_num_steps": "--scheduler.num_train_timesteps",
+    "--train_data_dir": "--dataset_name, which takes a folder too",
+    "--logger": "--report_to",
+    "--batch_size": "--train_batch_size",
+    "--resume": "--resume_from_checkpoint latest",
+    "--lr": "--learning_rate",
+    "--bf16": "--mixed_precision bf16",
+    "--fp16": "--mixed_precision fp16",
+    "--save_images_epochs": "--validation_steps, in updates",
+    "--save_model_epochs": "--checkpointing_steps, in updates",
+    "--num_epochs": "--num_train_epochs",
+    "--hub_token": "HF_TOKEN, or `hf auth login`",
+    "--device": "ACCELERATE_USE_CPU=true for the CPU",
+}
+
+
 def no_such_option(cls: type, argument: str) -> ConfigError:
     """The error for an argument that no option takes."""
-    name = argument.partition("=")[0]
-    return ConfigError(f"{name}: no such option; {nearest(name, [f'--{o.name}' for o in options_of(cls)])}")
+    name, known = argument.partition("=")[0], [f"--{o.name}" for o in options_of(cls)]
+    sections = [f"--{s.name}.{key}" for s in fields(cls) if "help" not in s.metadata for key in s.default_factory()]
+    use = ELSEWHERE.get(name) or next((key for key in sections if key.endswith(f".{name.removeprefix('--')}")), "")
+    option = use.partition(" ")[0].rstrip(",")
+    if option in known + sections or (option and not option.startswith("--")):
+        return ConfigError(f"{name}: no such option; use {use}")
+    return ConfigError(f"{name}: no such option; {nearest(name, known)}")
 
 
 def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> dict[str, Any]:

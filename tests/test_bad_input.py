@@ -98,7 +98,7 @@ CASES = [  # (arguments, parts of the line)
     (["--num_validation_images=1000000000000"], ["--num_validation_images 1000000000000: must be at most"]),
     (["--scheduler.beta_start=1e-9"], ["scheduler.beta_start", "no noise in float32", "raise it"]),
     # data
-    (["--dataset_name=./no/such/folder"], ["--dataset_name ./no/such/folder", "no such folder"]),
+    (["--dataset_name=./no/such/folder"], ["--dataset_name ./no/such/folder", "not on this disk"]),
     (["--dataset_name=someone/unknown"], ["--dataset_name someone/unknown", "local folder"]),
     (["--dataset_config_name=other"], ["--dataset_name", "other"]),
     (["--image_column=picture"], ["--image_column picture", "image"]),
@@ -171,6 +171,24 @@ def test_a_run_that_failed_before_its_first_update_does_not_stand_in_the_way(tra
     train("run", max_train_steps=1, validation_steps=0)
     with pytest.raises(ConfigError, match="is not empty"):
         train("run", max_train_steps=1, validation_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "use"),
+    [
+        ("--prediction_type", "use --scheduler.prediction_type"),
+        ("--block_out_channels", "use --unet.block_out_channels"),
+        ("--ddpm_num_steps", "use --scheduler.num_train_timesteps"),
+        ("--train_data_dir", "use --dataset_name"),
+        ("--lr", "use --learning_rate"),
+        ("--fp16", "use --mixed_precision fp16"),
+        ("--hub_token", "use HF_TOKEN"),
+        ("--cooking_time", "known: "),
+    ],
+)
+def test_names_of_other_training_scripts_lead_to_ours(given, use):
+    with pytest.raises(ConfigError, match=f"^{given}: no such option; {use}"):
+        parse_args([given, "x"])
 
 
 def test_an_output_dir_that_is_a_file_is_below_one_or_holds_files(dataset_dir, tmp_path, capfd):
@@ -305,7 +323,7 @@ def test_editors_of_windows_write_byte_order_marks(tmp_path, encoding):
         ("seed: 99999999999999999999", "--seed 99999999999999999999: must be at most"),
         ("unet: 3", "unet must hold"),
         ("unet: {1: 2}", "unet.1: unknown key"),
-        ("unet: {layers: 2}", "unet.layers: unknown key; did you mean layers_per_block"),
+        ("unet: {layers_per_blok: 2}", "unet.layers_per_blok: unknown key; did you mean layers_per_block"),
         ("unet: {layers_per_block: 99999999}", "unet.layers_per_block 99999999: must be at most 64"),
         ("unet: {block_out_channels: many}", "unet."),
         ("unet: {num_class_embeds: ten}", "unet."),

@@ -277,6 +277,30 @@ def test_the_forms_in_which_people_keep_images_are_read(tmp_path):
             assert any(np.array_equal(image[0], STACK[i]) for i in (label, label + 10)), path
 
 
+def test_nothing_is_written_into_the_folder_of_the_images(tmp_path):
+    """`datasets` would write decoded pixels beside what `save_to_disk` saved, and fail on a read-only disk."""
+    rows = make_dataset([blob(i) for i in range(20)], TEN.tolist())
+    rows.save_to_disk(tmp_path / "saved")
+    before = sorted((tmp_path / "saved").rglob("*"))
+    load(tmp_path / "saved", cache_dir=str(tmp_path / "cache"))
+    assert sorted((tmp_path / "saved").rglob("*")) == before
+    assert list((tmp_path / "cache/ddpm-mnist").glob("pixels-*.arrow"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
+
+
+@pytest.mark.parametrize("file", ["train-00000-of-01.parquet", "train/0.png", "mnist.npz", "train-images-idx3-ubyte"])
+def test_a_pointer_of_git_lfs_is_said_to_be_one(tmp_path, file):
+    path = tmp_path / "set" / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(POINTER)
+    if path.suffix == ".png":
+        shutil.copy(path, path.with_name("1.png"))
+    with pytest.raises(ConfigError, match="is a git-lfs pointer and not the file; `git lfs pull`, or `hf download`"):
+        load(path if file == "mnist.npz" else tmp_path / "set")
+
+
 def test_the_conversion_in_the_docs_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", STACK / 255)
@@ -300,7 +324,7 @@ BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its
     "one image": ("a.npz", {"x_train": STACK[:1]}, "the train split has 1 images"),
     "a table of pixels": ("set/train.csv", b"label,pixel0\n1,2\n", "--image_column: name .*pixel0.*running.md"),
     "a test split alone": ("set/test.csv", b"label,pixel0\n1,2\n", "has no train split .test."),
-    "no such folder": ("none", None, "no such folder"),
+    "no such folder": ("none", None, "not on this disk"),
 }
 
 

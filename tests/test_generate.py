@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.errors import ConfigError
+from ddpm_mnist.errors import LFS_POINTER, ConfigError
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import SampleOptions, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, denoise, guided, step_arguments, with_timesteps
@@ -24,6 +24,7 @@ from ddpm_mnist.randomness import drop_labels, seeded_generator
 from ddpm_mnist.record import WEIGHTS_FILE
 from ddpm_mnist.sampling import grid, make_sampler, noise_of, to_pil
 from ddpm_mnist.training.config import SCHEDULER
+from ddpm_mnist.training.export import export_pipeline
 
 SMALL = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
 SMALL |= {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
@@ -222,6 +223,20 @@ def test_the_pipeline_that_travels_and_generate_draw_the_same_with_every_sampler
         assert (ours - x).abs().mean() < 0.02, (ours - x).abs().mean()
 
 
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver"])
+def test_every_sampler_has_the_betas_of_the_schedule(name, beta_schedule, tmp_path):
+    scheduler = DDPMScheduler(beta_schedule=beta_schedule, clip_sample=False)
+    sampler = make_sampler(name, scheduler.config, 20)
+    torch.testing.assert_close(sampler.betas, scheduler.betas, rtol=0, atol=1e-9)
+    unet = UNet2DModel(**SMALL)
+    export_pipeline(unet, scheduler, tmp_path)
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    others = diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
+    for cls in others:  # as a stranger does
+        torch.testing.assert_close(cls.from_config(pipe.scheduler.config).betas, scheduler.betas, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [3, 7, 61, 103, 499, 501, 750, 999])
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
 def test_every_number_of_steps_starts_at_pure_noise(name, steps):
@@ -342,6 +357,13 @@ def test_a_models_files_with_wrong_values_are_one_line(conditional_model, tmp_pa
     (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | values))
     assert in_process(generate.main, "--model", model, "--output", tmp_path / "grid.png") == 2
     assert f"--model {model}" in (stderr := capfd.readouterr().err) and part in stderr and "Traceback" not in stderr
+
+
+def test_weights_that_are_a_pointer_of_git_lfs(model, tmp_path, capfd):
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    (copy / WEIGHTS_FILE).write_bytes(LFS_POINTER + b"\noid sha256:0\n")
+    assert in_process(generate.main, "--model", copy, "--output", tmp_path / "grid.png") == 2
+    assert "is a git-lfs pointer and not the file" in capfd.readouterr().err
 
 
 def test_a_model_that_is_missing_or_takes_no_guidance_is_said(model, tmp_path, monkeypatch, capfd):

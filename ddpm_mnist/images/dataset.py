@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ConfigError, cause_of, first_line, shorten
+from ..errors import ConfigError, cause_of, check_lfs, first_line, shorten
 from ..offline import hub_or_cache
 from ..options import DataOptions
 from ..randomness import seeded_generator
@@ -82,7 +82,7 @@ def load_data(
     files = [undecoded(part, column) for part in parts]
     channels = shape.channels or channels_of(files[0], column)
     how = {"channels": channels, "size": shape.size, "center_crop": options.center_crop}
-    rows, test_rows = (decode_column(part, options.dataloader_num_workers, **how) for part in files)
+    rows, test_rows = (decode_column(part, options.dataloader_num_workers, options.cache_dir, **how) for part in files)
     images, test_images = (memory_mapped(part, (channels, shape.size, shape.size)) for part in (rows, test_rows))
     low, high = images.aminmax()
     if high - low < MIN_CONTRAST:
@@ -176,9 +176,11 @@ def load_splits(options: DataOptions, warn) -> tuple[str, DatasetDict, bool]:
         else:
             with hub_or_cache("--dataset_name", name, "dataset"):
                 splits = datasets.load_dataset(name, options.dataset_config_name, cache_dir=options.cache_dir)
-    except ConfigError:
-        raise
     except Exception as error:  # `datasets` and what reads for it raise what they like
+        if local:
+            check_lfs(option, path)
+        if isinstance(error, ConfigError):
+            raise
         if isinstance(error, ConnectionError) and options.dataset_name is None:
             warn(
                 f"\n!!! The Hub cannot be reached and {name} is not in the cache: TRAINING ON {EMBEDDED_DATASET}"

@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from ..errors import ConfigError, first_line, shorten
+from ..errors import LFS_ADVICE, LFS_POINTER, ConfigError, first_line, shorten
 
 # Part of the key of the cached pixels: changes with this file and with Pillow.
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16] + PIL.__version__
@@ -25,6 +25,9 @@ def open_image(cell: dict | None) -> Image.Image:
     """
     if cell is None:
         raise ValueError("the cell is empty")
+    path = Path(cell["path"] or "")
+    if (cell["bytes"] or (path.read_bytes() if path.is_file() else b"")).startswith(LFS_POINTER):
+        raise ValueError(LFS_ADVICE)
     image = datasets.Image().decode_example(cell)
     if image.mode.startswith("I;16") and not image.has_transparency_data:
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -70,8 +73,11 @@ def decode_rows(cells: list, indices: list[int], version: str, **how) -> dict[st
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def decode_column(images: datasets.Dataset, num_proc: int, **how) -> datasets.Dataset:
+def decode_column(images: datasets.Dataset, num_proc: int, cache_dir: str | None, **how) -> datasets.Dataset:
     """What `decode` makes of a column of undecoded images, or the cache has. ConfigError: see `decode_rows`; sizes."""
+    key = hashlib.sha256(f"{images._fingerprint}, {VERSION}, {how}".encode()).hexdigest()[:16]
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm-mnist"  # never in the folder of the images
+    cache.mkdir(parents=True, exist_ok=True)
     rows = images.map(
         partial(decode_rows, version=VERSION, **how),
         with_indices=True,
@@ -79,6 +85,7 @@ def decode_column(images: datasets.Dataset, num_proc: int, **how) -> datasets.Da
         input_columns=images.column_names,
         remove_columns=images.column_names,
         num_proc=num_proc or None,
+        cache_file_name=str(cache / f"pixels-{key}.arrow"),
         desc="decoding the images (once)",
     )
     shapes = sorted(set(rows["shape"]))
