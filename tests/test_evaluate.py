@@ -239,7 +239,7 @@ def bars(count: int, seed: int) -> Images:
 def judge() -> classifier.Judge:
     data = SimpleNamespace(train=bars(300, 2), test=bars(200, 3))
     config = command.EvaluateConfig(classifier_steps=20)
-    return classifier.Judge(data, classifier.train_classifier(bars(400, 0), steps=30), 1.0, config)
+    return classifier.Judge(data, bars(120, 1), classifier.train_classifier(bars(400, 0), steps=30), 1.0, config)
 
 
 def test_metrics_tell_copies_from_new_images_and_noise_from_both(judge):
@@ -296,6 +296,8 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     assert training == [True, False]  # the second time it comes from the cache
     (kept,) = (tmp_path / "home/ddpm-mnist").iterdir()
     assert {"config.json", "model.safetensors"} == {path.name for path in kept.iterdir()}
+    (kept / "model.safetensors").write_bytes(b"damaged")
+    assert in_process(command.main, *args) == 0 and "training the classifier" in capfd.readouterr().err
 
 
 def test_what_is_not_defined_is_null_in_json_and_said_in_the_table(model, tiny_dataset_dir, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The exported folder in the hands of stock diffusers, and generate.py."""
 
+import functools
 import json
 import math
 import shutil
@@ -235,6 +236,20 @@ def test_every_sampler_has_the_betas_of_the_schedule(name, beta_schedule, tmp_pa
     others = diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
     for cls in others:  # as a stranger does
         torch.testing.assert_close(cls.from_config(pipe.scheduler.config).betas, scheduler.betas, rtol=0, atol=1e-9)
+
+
+def test_two_versions_of_the_pipeline_in_one_process_and_copies_of_one(conditional_model, tmp_path):
+    """diffusers keeps all local pipelines in one module file."""
+    old = Path(shutil.copytree(conditional_model, tmp_path / "old"))
+    with (old / "pipeline.py").open("a") as file:
+        file.write("# an older version\n")
+    load = functools.partial(diffusers.DiffusionPipeline.from_pretrained, trust_remote_code=True)
+    older, newer = load(old), load(conditional_model)
+    for pipe, folder in ((older, old), (newer, conditional_model)):
+        pipe.save_pretrained(tmp_path / "again")
+        assert (tmp_path / "again/pipeline.py").read_bytes() == (folder / "pipeline.py").read_bytes()
+    copy = type(newer).from_pipe(newer)
+    assert copy.config.null_class_label == newer.config.null_class_label == 10
 
 
 @pytest.mark.parametrize("steps", [3, 7, 61, 103, 499, 501, 750, 999])

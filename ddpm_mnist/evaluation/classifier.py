@@ -16,14 +16,19 @@ from ..errors import ConfigError
 from ..images.batches import Images, index_batches, scale
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
+from ..randomness import seeded_generator
 
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # other code trains another classifier
 
 
 class Judge(NamedTuple):
-    """What samples are compared with: the images of the model's dataset, and a classifier that is trained on them."""
+    """What samples are compared with: the images of the model's dataset, and a classifier that is trained on them.
+
+    `unseen`: training images that the classifier was not trained on, one in ten; it is surer of those that it was.
+    """
 
     data: Data
+    unseen: Images
     classifier: ResNetForImageClassification
     accuracy: float  # on the test split
     config: Any  # the options of evaluate.py
@@ -79,16 +84,20 @@ def load_judge(model: Model, config) -> Judge:
     data = load_data(config, ImageShape(*model.shape[:2]), with_labels=True)
     if min(len(data.train), len(data.test)) < 10:
         raise ConfigError(f"--dataset_name {data.name}: an evaluation needs 10 training and 10 test images, or more")
-    steps, seed = config.classifier_steps, config.seed
+    steps, seed, count = config.classifier_steps, config.seed, max(len(data.train) // 10, 5)
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     key = hashlib.sha256(f"{VERSION}, {data.fingerprint}, {steps} steps, seed {seed}".encode()).hexdigest()[:16]
     folder = home / "ddpm-mnist" / f"classifier-{key}"
-    if (folder / "config.json").is_file():
-        classifier = ResNetForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
-    else:
-        classifier = train_classifier(data.train, steps, seed)
+    order = torch.randperm(len(data.train), generator=seeded_generator(seed, "subset"))
+    seen, unseen = (Images(data.train.images[x], data.train.labels[x]) for x in (order[count:], order[:count]))
+    try:
+        classifier = ResNetForImageClassification.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True
+        ).eval()
+    except Exception:  # there is none, or it is damaged
+        classifier = train_classifier(seen, steps, seed)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # renamed when complete, as checkpoints are
         classifier.save_pretrained(draft)
         shutil.rmtree(folder, ignore_errors=True)  # of another evaluation, at the same time
         draft.rename(folder)
-    return Judge(data, classifier, accuracy(classifier, data.test), config)
+    return Judge(data, unseen, classifier, accuracy(classifier, data.test), config)

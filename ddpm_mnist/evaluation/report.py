@@ -69,22 +69,23 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
         "floor": {name: x for name, (_, _, x) in values.items() if x is not None and math.isfinite(x)},
         "protocol": f"{len(samples):,} samples by {config.scheduler} in {steps} steps{guidance}, seed {config.seed}; "
         f"{len(data.test):,} test images of {data.name}; features of a classifier with an accuracy of "
-        f"{judge.accuracy:.2%}; real images: as many training images in place of the samples; ±: 95%",
+        f"{judge.accuracy:.2%}; real images: in place of the samples, "
+        f"{min(len(samples), len(judge.unseen)):,} training images that it was not trained on; ±: 95%",
         "bound": bound,
     }
     return results, samples.images, data.train.images
 
 
 def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | None, float]]:
-    """`METRICS` but the bound: name -> value, half the 95% interval, and the floor: the value for as many real images.
+    """`METRICS` but the bound: name -> value, half the 95% interval, and the floor: the value for real ones.
 
     The labels of the samples are the requested classes, counting through all; None for an unconditional model.
     """
     train, test, generator = judge.data.train, judge.data.test, seeded_generator(judge.config.seed, "subset")
-    draws = (train, len(samples)), (test, len(samples)), (train, len(test))
-    rows, test_rows, others = (torch.randperm(len(x), generator=generator)[:count] for x, count in draws)
-    conditional = samples.labels is not None
-    real = Images(train.images[rows], train.labels[rows] if conditional else None)
+    draws = (test, len(samples)), (train, len(test))
+    test_rows, others = (torch.randperm(len(x), generator=generator)[:count] for x, count in draws)
+    conditional, count = samples.labels is not None, len(samples)
+    real = Images(judge.unseen.images[:count], judge.unseen.labels[:count] if conditional else None)
     block = int(samples.labels.max()) + 1 if conditional else 1
     distances = partial(nearest_distances, train=train.images[others], test=test.images)
     values = metrics_of(samples, distances(samples.images), block, test_rows, judge)
