@@ -24,6 +24,7 @@ TRIALS = {  # name: options over configs/mnist.yaml
     "the default": [],
     "the paper's recipe": ["--config=configs/paper.yaml"],
     "epsilon, uniform t": EPSILON + UNIFORM,
+    "without the guide": ["--guide_scale=1"],
     "targets as drawn": ["--reference_images=0"],
     "momentum 0.95 from the start": ["--momentum_warmup_steps=0"],
     "widths (32, 64, 64)": ["--unet.block_out_channels=[32,64,64]"],

@@ -71,7 +71,7 @@ class OutputOptions:
     resume_from_checkpoint: str | None = opt(
         None, "A checkpoint folder, or 'latest' for the newest in output_dir.", path=True, saved=False
     )
-    checkpointing_steps: int = opt(800, "Save a checkpoint every N updates, and at the end.", at_least=1)
+    checkpointing_steps: int = opt(400, "Save a checkpoint every N updates, and at the end.", at_least=1)
     checkpoints_total_limit: int | None = opt(2, "Keep the N newest checkpoints; null keeps all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
     logging_steps: int = opt(10, "Log every N updates: the mean loss since the last log.", at_least=1)
@@ -83,7 +83,7 @@ class RunOptions:
 
     train_batch_size: int = opt(64, "Images per process and micro-batch.", at_least=1, at_most=1_000_000)
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.", at_least=1)
-    max_train_steps: int | None = opt(3200, "Length of the run in optimizer updates.", at_least=1)
+    max_train_steps: int | None = opt(840, "Length of the run in optimizer updates.", at_least=1)
     num_train_epochs: int | None = opt(
         None, "Length of the run in passes over the images, instead of max_train_steps.", at_least=1
     )
@@ -152,7 +152,7 @@ class RecipeOptions:
         at_most=1.9,
     )
     guide_start: float = opt(0.67, "Share of the run after which the target moves.", fraction=True)
-    guide_weak: float = opt(0.2, "Share of the run after which the weights are those of the guide.", fraction=True)
+    guide_weak: float = opt(0.3, "Share of the run after which the weights are those of the guide.", fraction=True)
     seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, at_most=2**63 - 1)
 
 
@@ -161,7 +161,7 @@ class ValidationOptions:
     """Validation"""
 
     validation_steps: int = opt(
-        800, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
+        400, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
     )
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1, at_most=10_000)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
