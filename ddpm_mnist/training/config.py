@@ -34,7 +34,7 @@ RECOMMENDED = PAPER | {
     "timestep_sampling": "stratified",  # a batch's timesteps are spread evenly: less noise in the gradient
     "uniform_timesteps": 0.25,  # three quarters of the timesteps lie at the noise levels where the digit forms
     "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
-    "guide_scale": 1.5,  # at the end of the run the target moves away from what an early network outputs
+    "guide_scale": 1.6,  # at the end of the run the target moves away from what an early network outputs
 }
 # Most of the time goes to 28x28, so few channels there. Attention is at 7x7, where it has 49 tokens, with one head of
 # the full width (None), which on a CPU is several times faster than heads of width 8.
