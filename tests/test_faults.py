@@ -116,17 +116,22 @@ def test_a_run_whose_launcher_is_gone_saves_and_ends(dataset_dir, tmp_path):
     """Accelerate's launcher passes no signal on."""
     out = tmp_path / "run"
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--cpu"]
-    launcher = subprocess.Popen([*launch, "train_ddpm_mnist.py", *smoke_args(dataset_dir, out, **LONG)], cwd=ROOT)
-    wait_until(lambda: newest_step(out) > 0, launcher)
-    launcher.terminate()
-    launcher.wait()
-    deadline = time.monotonic() + 60
-    while True:  # the lock of the folder is released when the run has ended
-        with contextlib.suppress(ConfigError):
-            lock_output_dir(out).release()
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    command = [*launch, "train_ddpm_mnist.py", *smoke_args(dataset_dir, out, **LONG)]
+    launcher = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        wait_until(lambda: newest_step(out) > 0, launcher)
+        launcher.terminate()
+        launcher.wait()
+        deadline = time.monotonic() + 60
+        while True:  # the lock of the folder is released when the run has ended
+            with contextlib.suppress(ConfigError):
+                lock_output_dir(out).release()
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
     newest = list_checkpoints(out)[-1]
     assert damage(newest) is None and int(newest.name.split("-")[1]) == newest_step(out)
 
