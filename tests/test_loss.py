@@ -125,6 +125,9 @@ def test_the_guide_keeps_an_early_average_and_follows_the_present_one():
         guide.follow(step, {"weight": torch.full((2, 2), float(step)), "bias": torch.zeros(2)})
         present = step if step >= 7 else unet.weight[0, 0]
         assert (guide.strong.weight[0, 0], guide.weak.weight[0, 0]) == (present, min(step, 2))
+    short = Guide(unet, num_steps=2, weak_share=0.3, start=0.67)  # both in the same update: then nothing moves
+    short.follow(1, {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    assert torch.equal(short.strong.weight, short.weak.weight)
     assert not any(p.requires_grad for network in (guide.strong, guide.weak) for p in network.parameters())
 
 

@@ -27,7 +27,7 @@ class Guide:
         """Take the averaged weights that update `step` begins with."""
         if step <= self.weak_step:
             self.weak.load_state_dict(weights)
-        elif step >= self.first_step:
+        if step >= self.first_step:
             self.strong.load_state_dict(weights)
 
     @torch.no_grad()
