@@ -2,11 +2,12 @@
 
     python evaluate.py --model ddpm-mnist
 
-Each value comes with a floor: the same metric for real images in place of samples. The features come from a small
+Beside each value is that of real images in place of the samples. The features come from a small
 classifier that is trained here on the same data. push_to_hub.py puts the results in the model's folder
 (evaluation.json, evaluation.md, two pictures) into the model card.
 """
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,6 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
     file, results = folder / CONFIG_FILE, read_json(folder / RESULTS_FILE)
     values = read_yaml("--model", file) if file.is_file() else {}
     values = {name: values[name] for name in FROM_THE_MODEL if name in values}
-    if values.get("dataset_name") is None:  # then the run took MNIST, or without the Hub scikit-learn's digits
-        values["dataset_name"] = results.get("dataset")
     config = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
     local, name = results.get("dataset_is_local", False), config.dataset_name
     if local and name and name == values.get("dataset_name") and not Path(name).exists():
@@ -56,15 +55,9 @@ def record_of(model: str | None) -> Path:
     folder = Path(model or EvaluateConfig.model).expanduser()
     if model is None or folder.exists():  # the Hub is asked only for what was named
         return folder.parent if (folder / "state.pt").is_file() else folder
-    from huggingface_hub import snapshot_download
+    from ddpm_mnist.offline import model_folder
 
-    from ddpm_mnist.offline import hub_or_cache
-
-    try:
-        with hub_or_cache("--model", model, "model"):
-            return Path(snapshot_download(model, allow_patterns=[CONFIG_FILE, RESULTS_FILE]))
-    except Exception:  # `load_model` will say what is wrong with the model
-        return folder
+    return model_folder("--model", model)
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -86,9 +79,10 @@ def evaluate(config: EvaluateConfig) -> str:
     from ddpm_mnist.loading import is_checkpoint, load_model
 
     model = load_model(config.model)
-    results, samples, train = report.measure_model(model, config)
+    drawn = output_dir / f".samples-{model.key(config)}"
+    results, samples, train = report.measure_model(model, config, drawn)
     settings = {o.name: getattr(config, o.name) for o in options_of(EvaluateConfig) if not o.metadata["path"]}
-    measured = Path(config.model).is_dir() and not is_checkpoint(config.model)  # what goes into the model's card
+    measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
     results |= {"config": settings, "weights_sha256": weights_sha256(Path(config.model)) if measured else None}
     text = f"{report.table(results)}\n\n*{results['protocol']}.*\n"
     if results["bound"]:
@@ -99,6 +93,7 @@ def evaluate(config: EvaluateConfig) -> str:
     report.neighbours_picture(samples, train).save(output_dir / OUTPUTS[2])
     if results["bound"]:
         report.bound_picture(results["bound"], output_dir / OUTPUTS[3])
+    shutil.rmtree(drawn)
     return text + f"\nWrote {output_dir / OUTPUTS[0]}."
 
 

@@ -4,11 +4,17 @@ python generate.py --model ddpm-mnist --num_images 64 --save_trajectory
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.options import SampleOptions, opt, read_options, run_script
+
+KEY = "ddpm-mnist"  # name of the text in a PNG that says by which model and settings it was drawn
 
 
 @dataclass(frozen=True)
@@ -19,59 +25,96 @@ class GenerateConfig(SampleOptions):
     output: str = opt(
         "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
     )
+    save_images: bool = opt(True, "Also the single images. If interrupted, the same command draws what is missing.")
     save_trajectory: bool = opt(False, "Also a picture of x_t and of the x_0 predicted from it, along the way.")
-    overwrite: bool = opt(False, "Replace the output of an earlier run.")
+    overwrite: bool = opt(False, "Replace pictures of other settings.")
 
 
-def output_paths(config: GenerateConfig) -> list[Path]:
-    """The grid, the single images, the trajectory. ConfigError: one exists, or cannot be written."""
-    grid = Path(config.output)
-    singles, trajectory = grid.with_suffix(""), grid.with_name(f"{grid.stem}_trajectory.png")
-    if grid.suffix.lower() != ".png":
-        raise ConfigError(f"--output {grid}: must end in .png")
-    paths = [grid, *(singles / f"{number:05d}.png" for number in range(config.num_images))]
-    paths += [trajectory] if config.save_trajectory else []
-    existing = [path for path in (grid, singles, trajectory) if path.exists() and path in (singles, *paths)]
-    if existing and not config.overwrite:
-        raise ConfigError(f"--output {grid}: {existing[0]} exists; give --overwrite")
-    for path in singles.glob("[0-9]" * 5 + ".png"):  # of an earlier run that drew more, or the user's
-        if path not in paths:
-            raise ConfigError(f"--output {grid}: {path} would stay among the new images; move it, or name another")
-    for path in paths:
-        if problem := file_problem(path):
-            raise ConfigError(f"--output {grid}: {problem}")
-    return paths
+class Output:
+    """Where the pictures of a run go. Each holds a key of how it was drawn, by which a repeated run knows it again.
+
+    ConfigError: a picture cannot be written.
+    """
+
+    def __init__(self, config: GenerateConfig):
+        self.grid, self.key = Path(config.output), ""
+        if self.grid.suffix.lower() != ".png":
+            raise ConfigError(f"--output {self.grid}: must end in .png")
+        self.trajectory = self.grid.with_name(f"{self.grid.stem}_trajectory.png") if config.save_trajectory else None
+        self.singles = self.grid.with_suffix("") if config.save_images else None
+        paths = [self.grid, self.trajectory, *map(self.single, range(config.num_images))]
+        self.paths = [path for path in paths if path is not None]
+        for path in self.paths:
+            if problem := file_problem(path):
+                raise ConfigError(f"--output {self.grid}: {problem}")
+
+    def check(self, key: str, overwrite: bool) -> None:
+        """ConfigError: there is a picture of another key that nobody asked to replace."""
+        self.key = key
+        extra = self.singles.glob("[0-9]" * 5 + ".png") if self.singles else ()
+        for path in (*self.paths, *extra):
+            advice = "give --overwrite, or name another" if path in self.paths else "it would stay; move it"
+            replace = overwrite and path in self.paths
+            if path.exists() and not replace and self.read(path) is None:
+                raise ConfigError(f"--output {self.grid}: {path} exists, and is not of these settings; {advice}")
+
+    def single(self, number: int) -> Path | None:
+        """Where image `number` goes; None if single images are not saved."""
+        return self.singles / f"{number:05d}.png" if self.singles else None
+
+    def read(self, path: Path | None) -> Image.Image | None:
+        """The picture in a file, if it is complete and was drawn by the same settings."""
+        with suppress(Exception), Image.open(path) as image:
+            image.load()
+            return image if image.text.get(KEY) == self.key else None
+
+    def write(self, picture: Image.Image, path: Path | None) -> None:
+        """Save a picture with the key."""
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = PngInfo()
+            text.add_text(KEY, self.key)
+            picture.save(path.with_suffix(".draft"), "PNG", pnginfo=text)
+            path.with_suffix(".draft").replace(path)  # complete or absent, whenever the run is stopped
 
 
-def generate(config: GenerateConfig) -> list[Path]:
-    """Draw and save; returns the files written. ConfigError: an option cannot be right, or the model not be loaded."""
-    paths = output_paths(config)
+def generate(config: GenerateConfig) -> Output:
+    """Draw and save; returns where. ConfigError: an option cannot be right, or the model not be loaded."""
+    output, trajectory = Output(config), []
     from tqdm.auto import tqdm  # here and not above, so that --help need not wait for torch
 
     from ddpm_mnist.loading import load_model
-    from ddpm_mnist.sampling import grid, images_and_trajectory, trajectory_picture
+    from ddpm_mnist.sampling import grid, shown_steps, to_pil, trajectory_picture
 
     model = load_model(config.model)
     steps, classes = model.num_steps(config), model.num_classes
     if config.class_label is not None and (classes is None or not 0 <= config.class_label < classes):
         raise ConfigError(f"--class_label {config.class_label}: the model has {classes or 'no'} classes")
 
-    drawn = model.draw(range(config.num_images), config, config.class_label)
-    total = -(-config.num_images // config.batch_size) * steps
-    drawn = tqdm(drawn, total=total, desc=f"{config.scheduler}, {steps} steps")
-    images, trajectory = images_and_trajectory(drawn, steps)
-
-    singles = paths[1].parent
-    singles.mkdir(parents=True, exist_ok=True)
-    pictures = [grid(images, zoom=2), *images, *([trajectory_picture(trajectory)] if config.save_trajectory else [])]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-    return paths
+    output.check(model.key(config, config.class_label), config.overwrite)
+    images = {number: output.read(output.single(number)) for number in range(config.num_images)}
+    first = config.batch_size if config.save_trajectory else 0  # the trajectory is of the first batch
+    missing = [number for number, image in images.items() if image is None or number < first]
+    batches = [missing[i : i + config.batch_size] for i in range(0, len(missing), config.batch_size)]
+    drawn = tqdm(total=len(batches) * steps, desc=f"{config.scheduler}, {steps} steps")
+    for batch, step in model.draw(missing, config, config.class_label) if missing else ():
+        drawn.update()
+        if batch == 0 and drawn.n in shown_steps(steps):
+            trajectory.append(step)
+        for number, image in zip(batches[batch], to_pil(step.prev_sample)) if step.last else ():
+            images[number] = image
+            output.write(image, output.single(number))
+    drawn.close()
+    output.write(grid(list(images.values()), zoom=2), output.grid)
+    if config.save_trajectory:
+        output.write(trajectory_picture(trajectory), output.trajectory)
+    return output
 
 
 def main(arguments: list[str]) -> int:
-    written = generate(read_options(GenerateConfig, arguments, __doc__.splitlines()[0]))
-    print(f"Wrote {written[0]} and {len(written) - 1} more files.")
+    output = generate(read_options(GenerateConfig, arguments, __doc__.splitlines()[0]))
+    others = [str(path) for path in (output.singles, output.trajectory) if path]
+    print(f"Wrote {output.grid}{' and ' if others else ''}{', '.join(others)}.")
     return 0
 
 

@@ -1,7 +1,9 @@
 """A trained model: reading it from a folder or the Hub, and drawing from it."""
 
+import hashlib
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from .device import default_device
 from .errors import ConfigError, check_lfs, first_line
-from .offline import hub_or_cache
+from .offline import model_folder
 from .options import SampleOptions
 from .pipeline import Step, count_classes, denoise, guided
 from .sampling import DEFAULT_STEPS, labels_for, make_sampler, noise_of
@@ -54,6 +56,17 @@ class Model:
             raise ConfigError(f"--num_inference_steps {T}: dpmsolver takes at most {T - 1}; 20 are enough")
         return steps or min(DEFAULT_STEPS[name], T)
 
+    def key(self, options: SampleOptions, class_label: int | None = None) -> str:
+        """A short text that differs if the images of a seed do: by the weights, the noise schedule or an option."""
+        names = ("scheduler", "guidance_scale", "guidance_min_log_snr", "mixed_precision", "seed")
+        settings = {name: getattr(options, name) for name in names}
+        settings |= {"steps": self.num_steps(options), "class": class_label}
+        settings |= {name: v for name, v in self.scheduler.config.items() if not name.startswith("_")}
+        digest = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode())
+        for name, tensor in self.unet.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def draw(
         self, numbers: range | list[int], options: SampleOptions, class_label: int | None = None
     ) -> Iterator[tuple[int, Step]]:
@@ -87,49 +100,41 @@ class Model:
         return torch.cat([step.prev_sample for _, step in self.draw(numbers, options) if step.last])
 
 
-def is_checkpoint(name: str | Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a training run."""
-    return (Path(name) / "state.pt").is_file() and (Path(name) / "unet").is_dir()
+    return (folder / "state.pt").is_file() and (folder / "unet").is_dir()
 
 
 @contextmanager
-def loading(name: str, option: str) -> Iterator[None]:
-    """The context to load a model in: the Hub, or its cache if it cannot be reached; or a local folder.
-
-    ConfigError: anything fails in it.
-    """
+def loading(what: str, folder: Path) -> Iterator[None]:
+    """The context to load `what`, an option with its value, from a folder. ConfigError: anything fails in it."""
     try:
-        with nullcontext() if Path(name).exists() else hub_or_cache(option, name, "model"):
-            yield
-    except ConfigError:
-        raise
-    except Exception as error:  # of diffusers, safetensors, the Hub's client and the disk
-        check_lfs(f"{option} {name}", Path(name))
-        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+        yield
+    except Exception as error:  # of diffusers, safetensors, torch and the disk
+        check_lfs(what, folder)
+        raise ConfigError(f"{what}: cannot be loaded ({first_line(error)})") from error
 
 
-def load_unet(name: str, option: str = "--model") -> UNet2DModel:
-    """The U-Net of a pipeline (folder or Hub id), or of a checkpoint folder: its averaged weights if it has them.
+def load_unet(what: str, folder: Path) -> UNet2DModel:
+    """The U-Net of a pipeline's folder, or of a checkpoint folder: its averaged weights if it has them.
 
-    ConfigError: there is no such model, or it cannot be read.
+    ConfigError, which begins with `what`: it holds no model, or one that cannot be read.
     """
-    local, subfolder = Path(name), "unet"
-    if is_checkpoint(name):
-        subfolder = "unet_ema" if (local / "unet_ema").is_dir() else "unet"
-    elif local.exists() and not (local / "model_index.json").is_file():
+    subfolder = "unet"
+    if is_checkpoint(folder):
+        subfolder = "unet_ema" if (folder / "unet_ema").is_dir() else "unet"
+    elif not (folder / "model_index.json").is_file():
         raise ConfigError(
-            f"{option} {name}: holds no model_index.json; name the output_dir of a finished training run, or a "
+            f"{what}: holds no model_index.json; name the output_dir of a finished training run, or a "
             "checkpoint folder in it"
         )
-    elif not local.exists() and "/" not in name:
-        raise ConfigError(f"{option} {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
-    with loading(name, option):
-        config = UNet2DModel.load_config(name, subfolder=subfolder)
+    with loading(what, folder):
+        config = UNet2DModel.load_config(folder, subfolder=subfolder)
         name_of_class, size = config.get("_class_name"), config.get("sample_size")
         sizes = size if isinstance(size, (list, tuple)) else [size]
         if name_of_class != "UNet2DModel" or not all(isinstance(s, int) and 1 <= s <= 4096 for s in sizes):
             raise ValueError(f"its U-Net is a {name_of_class} of sample_size {size}")
-        return UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True)
+        return UNet2DModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
 
 
 def load_model(name: str, option: str = "--model") -> Model:
@@ -137,14 +142,15 @@ def load_model(name: str, option: str = "--model") -> Model:
 
     ConfigError: it cannot be read.
     """
-    unet = load_unet(name, option).to(default_device()).eval()
-    with loading(name, option):
-        if is_checkpoint(name):
-            run = torch.load(Path(name) / "state.pt", map_location="cpu", weights_only=True)["run"]
+    what, folder = f"{option} {name}", model_folder(option, name)
+    unet = load_unet(what, folder).to(default_device()).eval()
+    with loading(what, folder):
+        if is_checkpoint(folder):
+            run = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["run"]
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
             return Model(unet, DDPMScheduler(**run["scheduler"]), null)
-        scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-        null = DiffusionPipeline.load_config(name).get("null_class_label")
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        null = DiffusionPipeline.load_config(folder).get("null_class_label")
         if null is not None and null != (unet.config.num_class_embeds or 0) - 1:
             raise ValueError(f"null_class_label {null!r} is not the last of {unet.config.num_class_embeds} classes")
         return Model(unet, scheduler, null)

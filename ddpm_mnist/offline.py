@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import datasets
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -15,6 +16,8 @@ from huggingface_hub.errors import (
 
 from .errors import ConfigError, first_line
 
+MODEL_FILES = ["*.json", "*.yaml", "scheduler/*.json", "unet/*.json"]  # of a model, all that is downloaded
+MODEL_FILES += [f"unet/diffusion_pytorch_model{part}.safetensors" for part in ("", "-*-of-*")]
 ADVICE = {  # by HTTP status
     401: "the Hub does not know this token; `hf auth login` again, or make a new one",
     403: "the token may not do this; make one that may (to push: with the role 'write', under your own name)",
@@ -38,20 +41,30 @@ def explain(error: Exception) -> str:
     return f"the Hub cannot be reached, or broke off ({first_line(error)}); check the network and run this again"
 
 
+def repo_and_revision(name: str) -> tuple[str, str | None]:
+    """The repo, and the branch, tag or commit that the user named: USER/NAME or USER/NAME@REVISION."""
+    repo_id, _, revision = name.partition("@")
+    return repo_id, revision or None
+
+
 @contextmanager
-def hub_or_cache(option: str, repo_id: str, repo_type: str, timeout: float = 5.0) -> Iterator[None]:
+def hub_or_cache(option: str, name: str, repo_type: str, timeout: float = 5.0) -> Iterator[None]:
     """While the context lasts, `huggingface_hub`, and `datasets` and `diffusers` on it, load from the Hub, or, where
     it does not answer or refuses, from the cache. Afterwards the Hub is asked again: it may be back by then.
 
-    ConfigError: the Hub has no such repo; or it refuses (an old token, too many questions) and the cache has none.
+    ConfigError: the Hub has no such repo or revision; or it refuses (an old token, too many questions), and the cache
+    has none.
     """
     answered, refusal = not constants.HF_HUB_OFFLINE, None
     try:
         if answered:
-            HfApi().repo_info(repo_id, repo_type=repo_type, timeout=timeout)
+            repo_id, revision = repo_and_revision(name)
+            HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=timeout)
+    except RevisionNotFoundError:
+        raise ConfigError(f"{option} {name}: the repo has no such revision; name a branch, a tag or a commit") from None
     except (RepositoryNotFoundError, GatedRepoError, HFValidationError):
         raise ConfigError(
-            f"{option} {repo_id}: not on this disk, and not on the Hub, or private; check it, or `hf auth login`"
+            f"{option} {name}: not on this disk, and not on the Hub, or private; check it, or `hf auth login`"
         ) from None
     except Exception as error:  # the Hub refuses; or nothing answers, in the words of the network library of the day
         answered = False
@@ -64,6 +77,30 @@ def hub_or_cache(option: str, repo_id: str, repo_type: str, timeout: float = 5.0
     except Exception as error:
         if refusal is None:
             raise
-        raise ConfigError(f"{option} {repo_id}: {refusal}") from error
+        raise ConfigError(f"{option} {name}: {refusal}") from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def model_folder(option: str, name: str) -> Path:
+    """The folder of a model: a local one, or what the Hub holds at USER/NAME or USER/NAME@REVISION, in the cache.
+
+    ConfigError: there is none, or it cannot be loaded.
+    """
+    if Path(name).exists():
+        return Path(name)
+    if "/" not in name:
+        raise ConfigError(f"{option} {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
+    repo_id, revision = repo_and_revision(name)
+    try:
+        with hub_or_cache(option, name, "model"):
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=MODEL_FILES))
+    except ConfigError:
+        raise
+    except Exception as error:  # of the Hub's client and the disk
+        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that `model_folder` found on the Hub; None for a local folder."""
+    return folder.name if folder.parent.name == "snapshots" else None

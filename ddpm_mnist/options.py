@@ -272,8 +272,7 @@ class DataOptions:
 
     dataset_name: str | None = opt(
         None,
-        "Hub id, or a local folder or file. Default: ylecun/mnist, or scikit-learn's digits if the Hub cannot be "
-        "reached.",
+        "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file. Default: ylecun/mnist.",
         path=True,
     )
     dataset_config_name: str | None = opt(None, "The dataset's configuration, if it has several.")
@@ -288,7 +287,11 @@ class DataOptions:
 class SampleOptions:
     """Samples"""
 
-    model: str = opt("ddpm-mnist", "Folder of a pipeline, or its Hub id; or a checkpoint folder.", path=True)
+    model: str = opt(
+        "ddpm-mnist",
+        "Folder of a pipeline or of a checkpoint; or USER/NAME or USER/NAME@REVISION on the Hub.",
+        path=True,
+    )
     num_images: int = opt(16, "How many.", at_least=1, at_most=1_000_000)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1, at_most=1_000_000)
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(

@@ -4,8 +4,6 @@ The loop over the timesteps, Algorithm 2, is `denoise` in `pipeline.py`, the fil
 so that anyone's pipeline and this repo draw the same images.
 """
 
-from collections.abc import Iterable
-
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils import make_image_grid
@@ -71,18 +69,9 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
 
 
-def images_and_trajectory(
-    drawn: Iterable[tuple[int, Step]], num_inference_steps: int
-) -> tuple[list[Image.Image], list[Step]]:
-    """From what `Model.draw` yields: all images, and ten steps of the first batch, evenly spread, with the last."""
-    images, trajectory = [], []
-    shown = {round((i + 1) * num_inference_steps / 10) - 1 for i in range(10)}
-    for number, (batch, step) in enumerate(drawn):
-        if batch == 0 and number in shown:
-            trajectory.append(step)
-        if step.last:
-            images += to_pil(step.prev_sample)
-    return images, trajectory
+def shown_steps(num_inference_steps: int) -> set[int]:
+    """Which steps, counted from 1, a picture of the trajectory shows: ten, evenly spread, with the last."""
+    return {round((i + 1) * num_inference_steps / 10) for i in range(10)} - {0}
 
 
 def trajectory_picture(steps: list[Step], count: int = 4) -> Image.Image:

@@ -14,14 +14,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, blob, make_dataset
+from conftest import ROOT, blob, make_dataset, posix
 from huggingface_hub import constants
 from PIL import Image
 
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.images import decode
 from ddpm_mnist.images.batches import Images, index_batches
-from ddpm_mnist.images.dataset import EMBEDDED_DATASET, Data, ImageShape, load_data
+from ddpm_mnist.images.dataset import Data, ImageShape, load_data
 from ddpm_mnist.options import DataOptions
 
 STACK = np.stack([np.array(blob(i)) for i in range(20)])
@@ -243,13 +243,11 @@ def test_columns_are_guessed_only_if_one_suits(tmp_path):
 # ---- where images come from ----------------------------------------------------------------------------------------
 
 
-def test_without_network_the_embedded_digits_stand_in_for_mnist_but_for_nothing_that_is_named(tmp_path):
-    said, started = [], time.monotonic()
-    data = load(said=said, held_out=None, classes=10, cache_dir=str(tmp_path))
-    assert "TRAINING ON scikit-learn digits INSTEAD" in said[0] and data.name == EMBEDDED_DATASET and not data.local
-    assert data.train.images.shape == (1500, 1, 28, 28) and len(data.test) == 297 and data.train.images.max() > 200
-    with pytest.raises(ConfigError, match="--dataset_name ylecun/mnist: cannot be loaded .* name a local folder"):
-        load("ylecun/mnist", cache_dir=str(tmp_path))
+def test_without_network_nothing_stands_in_for_mnist(tmp_path):
+    started = time.monotonic()
+    for name in (None, "ylecun/mnist", "ylecun/mnist@main"):
+        with pytest.raises(ConfigError, match="--dataset_name ylecun/mnist.*: cannot be loaded .* name a local folder"):
+            load(name, cache_dir=str(tmp_path))
     assert time.monotonic() - started < 60  # minutes of retries is the fault this guards against
     assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE  # a push at the end asks the Hub again
 
@@ -318,7 +316,13 @@ BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its
     "garbage for an idx.gz": ("set/t10k-labels-idx1-ubyte.gz", JUNK, "ubyte.gz: not a complete idx file"),
     "an npz of other names": ("a.npz", {"images": STACK}, READ),
     "objects in an npz": ("a.npz", {"x_train": np.array([1, None], object)}, READ),
-    "labels of other images": ("a.npz", {"x_train": STACK, "y_train": TEN[:3]}, READ),
+    "images of no dimension": ("a.npz", {"x_train": np.array(3)}, r"x_train has the shape \(\)"),
+    "labels of other images": ("a.npz", {"x_train": STACK, "y_train": TEN[:3]}, r"y_train \(.* is not a class number"),
+    "labels of no dimension": ("a.npz", {"x_train": STACK, "y_train": np.array(3)}, "is not a class number"),
+    "labels below 0": ("a.npz", {"x_train": STACK, "y_train": TEN.astype(int) - 1}, "is not a class number"),
+    "labels beyond all": ("a.npz", {"x_train": STACK, "y_train": np.full(20, 2**64 - 1, np.uint64)}, "is not a class"),
+    "labels between classes": ("a.npz", {"x_train": STACK, "y_train": TEN / 2}, "is not a class number"),
+    "labels in words": ("a.npz", {"x_train": STACK, "y_train": np.array(["cat"] * 20)}, "is not a class number"),
     "floats in an npz": ("a.npz", {"x_train": STACK / 255}, "mode F and not 8 or 16 bits; docs/running.md"),
     "zeros and ones": ("a.npz", {"x_train": STACK // 255}, "the pixels lie between 0 and 1; scale them"),
     "one image": ("a.npz", {"x_train": STACK[:1]}, "the train split has 1 images"),
@@ -337,6 +341,18 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name):
         np.savez(path, **content)
     elif content is not None:
         path.write_bytes(content)
+    set_of_images = path.parent if path.parent.name == "set" else path
     with pytest.raises(ConfigError, match=part) as error:
-        load(path.parent if path.parent.name == "set" else path)
+        load(set_of_images, classes=10 if "labels" in name else None)
+    if name.startswith("labels"):
+        assert len(load(set_of_images).train) == 19  # without classes nobody needs them
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@posix
+@pytest.mark.parametrize("name", ["pipe", "pipe.npz", "/dev/null"])
+def test_a_pipe_or_a_device_is_no_dataset_and_is_not_waited_for(tmp_path, name):
+    if name != "/dev/null":
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match="a pipe or a device, and neither a folder nor a file"):
+        load(tmp_path / name)

@@ -328,14 +328,6 @@ def test_the_images_are_by_default_those_that_the_model_was_trained_on_and_nothi
         assert config == command.EvaluateConfig(model=str(model), **images)
 
 
-@pytest.mark.parametrize("name", ["scikit-learn digits", "ylecun/mnist"])
-def test_a_model_that_named_no_set_is_evaluated_on_the_one_that_it_took(tmp_path, name):
-    """Although the Hub may have come back, or may not answer."""
-    (tmp_path / "train_config.yaml").write_text(parse_args([]).to_yaml(), encoding="utf-8")
-    (tmp_path / "train_results.json").write_text(json.dumps({"dataset": name}), encoding="utf-8")
-    assert command.parse_args(["--model", str(tmp_path)]).dataset_name == name
-
-
 def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypatch):
     """Never another folder that has the same name today, and never a question to the Hub."""
     (tmp_path / "then/sets/mine").mkdir(parents=True)
@@ -363,7 +355,7 @@ BAD_INPUT = {  # (options, part of the one line that is the answer)
     "huge seed": (["--seed=99999999999999999999"], "--seed 99999999999999999999: must be at most"),
     "nine samples": (["--num_images=9"], "--num_images 9: must be at least 10"),
     "not a model": (["--model", ROOT / "configs"], "holds no model_index.json"),
-    "no place": (["--model=no/such-model"], "--output_dir: missing"),
+    "no such model": (["--model=no/such-model"], "--model no/such-model: cannot be loaded"),
 }
 
 

@@ -4,6 +4,9 @@ import functools
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -345,14 +348,52 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path, capf
     assert in_process(generate.main, *args, "--batch_size", 1, "--output", b) == 0
     assert a.read_bytes() == b.read_bytes()
     assert in_process(generate.main, *again, "--seed", 1) == 2
-    assert "give --overwrite" in capfd.readouterr().err and a.read_bytes() == b.read_bytes()
+    assert "is not of these settings; give --overwrite" in capfd.readouterr().err and a.read_bytes() == b.read_bytes()
     (tmp_path / "a/mine.png").touch()
     assert in_process(generate.main, *again, "--seed", 1, "--overwrite") == 0
     assert a.read_bytes() != b.read_bytes()
     before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert in_process(generate.main, *again, "--num_images", 1, "--overwrite") == 2  # nobody's picture is deleted
-    assert "00001.png would stay among the new images" in capfd.readouterr().err
+    assert "00001.png exists, and is not of these settings; it would stay" in capfd.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+
+
+def test_an_interrupted_generate_goes_on_and_a_repeated_one_draws_nothing(model, tmp_path, capfd):
+    """What was drawn before is neither drawn nor written again, and the pictures are those of one run."""
+    args = ["--model", model, "--num_images", 6, "--num_inference_steps", 3, "--batch_size", 2]
+    assert in_process(generate.main, *args, "--output", tmp_path / "whole.png") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for number in (3, 5):
+        (tmp_path / f"part/0000{number}.png").unlink()
+    cut = tmp_path / "part/00004.png"  # killed while it was written
+    cut.write_bytes(cut.read_bytes()[:-40])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "part").iterdir() if path != cut}
+    capfd.readouterr()
+    assert in_process(generate.main, *args, "--output", tmp_path / "part.png") == 2  # a cut file may be the user's
+    assert in_process(generate.main, *args, "--output", tmp_path / "part.png", "--overwrite") == 0
+    assert "6/6" in capfd.readouterr().err  # two batches of three steps: 3 and 4, then 5
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "part").iterdir()}.items()
+    for name in (".png", *(f"/0000{number}.png" for number in range(6))):
+        assert (tmp_path / f"part{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
+    assert in_process(generate.main, *args, "--output", tmp_path / "part.png") == 0
+    assert "0it" in capfd.readouterr().err
+
+
+def test_generate_leaves_its_finished_batches_when_it_is_killed(model, tmp_path):
+    args = ["--num_images=400", "--batch_size=2", "--num_inference_steps=20", f"--output={tmp_path / 'grid.png'}"]
+    process = subprocess.Popen([sys.executable, ROOT / "generate.py", f"--model={model}", *args])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "grid/00005.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert len(list((tmp_path / "grid").iterdir())) >= 6 and not (tmp_path / "grid.png").exists()
+
+
+def test_generate_without_single_images(model, tmp_path):
+    args = ["--model", model, "--num_images", 2, "--num_inference_steps", 2, "--save_images", "false"]
+    assert in_process(generate.main, *args, "--output", tmp_path / "grid.png") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
 @pytest.mark.parametrize(
@@ -425,7 +466,6 @@ IN_THE_WAY = [  # (what, made how, its mode, one more option, what is said)
     ("grid/00000.png", "mkdir", 0o777, "--overwrite", "00000.png is a folder"),
     ("grid.png", "touch", 0o444, "--overwrite", "grid.png cannot be written"),  # another user's
     ("grid", "mkdir", 0o555, "--overwrite", "grid cannot be written"),
-    ("grid_trajectory.png", "touch", 0o666, "--save_trajectory", "grid_trajectory.png exists; give --overwrite"),
 ]
 
 

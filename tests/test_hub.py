@@ -9,6 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import datasets
 import nbformat
 import pytest
 import yaml
@@ -67,6 +68,7 @@ def hub_here(hub, monkeypatch, tmp_path) -> HubServer:
         "HF_HUB_DISABLE_XET": True,
     }.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", ALICE)
     return hub
 
@@ -209,6 +211,39 @@ def test_a_hub_that_refuses_is_no_missing_network(hub_here, tmp_path, monkeypatc
         assert constants.HF_HUB_OFFLINE  # from the cache
 
 
+def test_a_revision_is_read_everywhere_and_commits_are_recorded(
+    hub_here, push, model, tiny_dataset_dir, train, tmp_path, monkeypatch
+):
+    import evaluate
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert push(model, "--revision", "v2").returncode == 0
+    files = {path.name: path.read_bytes() for path in Path(tiny_dataset_dir).iterdir()}
+    data = hub_here.create("alice/set", "dataset", files=files)
+    pinned = data.at("main").oid
+    data.add("main", "nothing is left", {})
+    commit = hub_here.repo("alice/digits").at("v2").oid
+    names = {"dataset_name": f"alice/set@{pinned}", "init_from": "alice/digits@v2"}
+    run = train("run", max_train_steps=2, cache_dir=tmp_path / "datasets", **names)
+    results = json.loads((run / "train_results.json").read_text())
+    assert results["commits"] == {"dataset": pinned, "init_from": commit} and results["dataset"] == "alice/set"
+    assert evaluate.parse_args(["--model", "alice/digits@v2", "--dataset_name", "alice/set"]).center_crop is False
+    monkeypatch.setattr(hub_here, "fault", lambda number, request: "500")
+    for name in ("alice/digits@v2", f"alice/digits@{commit}"):  # from the cache
+        load_model(name)
+    monkeypatch.undo()
+
+
+def test_a_revision_that_is_not_there_is_one_line(hub_here, model, push, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub_here.create("alice/digits")
+    hub_here.create("alice/set", "dataset")
+    options = DataOptions("alice/set@v9", cache_dir=str(tmp_path / "datasets"))
+    for load in (lambda: load_model("alice/digits@v9"), lambda: load_data(options, ImageShape(1, 28))):
+        with pytest.raises(ConfigError, match="alice/(digits|set)@v9: the repo has no such revision; name a branch"):
+            load()
+
+
 @pytest.mark.parametrize(("name", "local"), [("ylecun/mnist", False), ("mine", True)])
 def test_a_model_of_the_hub_is_evaluated_on_what_it_was_trained_on(hub_here, tmp_path, monkeypatch, name, local):
     import evaluate
@@ -223,7 +258,10 @@ def test_a_model_of_the_hub_is_evaluated_on_what_it_was_trained_on(hub_here, tmp
             evaluate.parse_args(["--model", "alice/other"])
     config = evaluate.parse_args(["--model", "alice/other", *(["--dataset_name=there"] if local else [])])
     assert (config.dataset_name, config.image_column) == ("there" if local else name, "digit")
-    assert evaluate.parse_args(["--model", "alice/none"]).image_column is None
+    with pytest.raises(ConfigError, match="--output_dir: missing; alice/other is not a folder"):
+        evaluate.evaluate(config)
+    with pytest.raises(ConfigError, match="--model alice/none: not on this disk, and not on the Hub, or private"):
+        evaluate.parse_args(["--model", "alice/none"])
 
 
 # ---- what is pushed, and where -------------------------------------------------------------------------------------
@@ -235,7 +273,7 @@ def test_nothing_changed_makes_no_commit_and_a_change_makes_one(hub, push, model
         assert done.returncode == 0, done.stderr
     history = hub.repo("alice/digits").branches["main"]
     assert [c.message for c in history] == ["initial commit", "first"]
-    assert push(model, "--license", "apache-2.0", "--commit_message", "second").returncode == 0
+    assert push(model, "--license", "mit", "--commit_message", "second").returncode == 0
     assert [c.message for c in history] == ["initial commit", "first", "second"]
 
 
@@ -252,11 +290,18 @@ def test_private_makes_a_private_repo_and_refuses_a_public_one(hub, push, copy):
 
 
 def test_revision_and_pull_request(hub, push, model):
-    assert push(model, "--revision", "v2").returncode == 0
+    """What is printed, and the card and the notebook of a branch, load that branch."""
+    done = push(model, "--revision", "v2")
     repo = hub.repo("alice/digits")
+    files = repo.files("v2")
+    for text in (done.stdout, files["README.md"].decode(), files["notebook.ipynb"].decode().replace("\\", "")):
+        assert 'DiffusionPipeline.from_pretrained("alice/digits", revision="v2")' in text
     assert set(repo.files("v2")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
     done = push(model, "--create_pr")
     assert done.returncode == 0 and "/discussions/1" in done.stdout
+    assert 'from_pretrained("alice/digits", revision="refs/pr/1")' in done.stdout
+    assert "revision" not in repo.files("refs/pr/1")["README.md"].decode()  # which will be that of main
+    assert "they are right when the pull request is merged" in done.stdout
     assert set(repo.files("refs/pr/1")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
     done = push(model, "--create_pr", "--revision", "v2")
     assert done.returncode == 2 and "--create_pr" in done.stderr
@@ -301,7 +346,7 @@ def test_a_push_looks_at_its_start_for_what_it_cannot_write(hub, push, copy, tmp
 def test_card(model):
     write_card(model, "alice/digits")
     read = ModelCard.load(model / "README.md")
-    assert read.data.library_name == "diffusers" and read.data.license == "mit"
+    assert read.data.library_name == "diffusers" and read.data.license == "apache-2.0"
     assert read.data.pipeline_tag == "unconditional-image-generation"
     metadata = front_matter(read.content.encode())
     urls = [entry["output"]["url"] for entry in metadata["widget"]]
@@ -334,12 +379,30 @@ def test_a_card_has_only_figures_of_these_weights_and_not_half_of_what_it_needs(
         write_card(copy, "alice/a")
 
 
+WRONG = [  # file of a run, what it holds besides
+    *[("train_results.json", {name: 3}) for name in ("metrics", "versions", "dataset")],
+    *[("train_results.json", {name: None}) for name in ("metrics", "versions", "dataset", "minutes_of_this_session")],
+    ("train_results.json", {"metrics": {"held_out_ema/loss": "x"}}),
+    *[("evaluation.json", {"metrics": wrong}) for wrong in (3, "x", [1], {"recall": {}})],
+    ("unet/config.json", {"num_class_embeds": "ten"}),
+]
+
+
+@pytest.mark.parametrize(("file", "wrong"), WRONG, ids=str)
+def test_wrong_values_in_the_files_of_a_run_are_one_line(copy, file, wrong):
+    known = (
+        {"weights_sha256": weights_sha256(copy)} if file == "evaluation.json" else json.loads((copy / file).read_text())
+    )
+    (copy / file).write_text(json.dumps(known | wrong))
+    with pytest.raises(ConfigError, match=f"^--model_dir {copy}: the model card cannot be written .* restore them$"):
+        write_card(copy, "alice/digits")
+
+
 @pytest.mark.parametrize(
     ("dataset", "local", "linked", "shown"),
     [
         ("ylecun/mnist", False, ["ylecun/mnist"], "ylecun/mnist"),
         ("mnist", True, None, "mnist"),
-        ("scikit-learn digits", False, None, "scikit-learn digits"),
     ],
 )
 def test_the_card_links_a_dataset_of_the_hub(copy, dataset, local, linked, shown):

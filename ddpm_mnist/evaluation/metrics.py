@@ -31,8 +31,14 @@ def in_balls(points: Tensor, centers: Tensor, k: int = 3) -> Tensor:
     The share of samples in the balls of real images is their precision, and the share of real images in the balls of
     samples their recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
     """
-    radii = torch.cdist(centers, centers).kthvalue(k + 1, dim=1).values  # the first is the center itself
-    return (torch.cdist(points, centers) <= radii).any(dim=1)
+    # the first of the k + 1 nearest is the center itself
+    radii = in_blocks(lambda block: torch.cdist(block, centers).kthvalue(k + 1, dim=1).values, centers)
+    return in_blocks(lambda block: (torch.cdist(block, centers) <= radii).any(dim=1), points)
+
+
+def in_blocks(function: Callable, rows: Tensor) -> Tensor:
+    """`function` of some rows at a time: all distances at once would take memory that grows with the square."""
+    return torch.cat([function(block) for block in rows.split(500)])
 
 
 def nearest(images: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,11 @@
 """
 
 import math
+import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,17 +37,27 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
 }
 
 
-def draw_samples(model: Model, config) -> Images:
-    """Samples `[N, C, H, W]`, uint8 as in a file, labelled with the classes requested."""
-    numbers = torch.arange(config.num_images)
-    parts = tqdm(numbers.split(config.batch_size), desc=f"sampling, {config.scheduler}")
-    samples = [to_uint8(model.draw_images(part.tolist(), config)).cpu() for part in parts]
+def draw_samples(model: Model, config, folder: Path) -> Images:
+    """Samples `[N, C, H, W]`, uint8 as in a file, labelled with the classes requested.
+
+    Each batch is kept in the folder, so that an interrupted evaluation goes on where it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, samples = torch.arange(config.num_images), []
+    for part in tqdm(numbers.split(config.batch_size), desc=f"sampling, {config.scheduler}"):
+        path = folder / f"{part[0]}-{part[-1]}.npy"
+        if not path.exists():
+            drawn = to_uint8(model.draw_images(part.tolist(), config)).cpu()
+            np.save(folder / "draft.npy", drawn.numpy())
+            os.replace(folder / "draft.npy", path)
+        samples.append(torch.from_numpy(np.load(path)))
     return Images(torch.cat(samples), labels_for(numbers.tolist(), model.num_classes))
 
 
-def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
+def measure_model(model: Model, config, folder: Path) -> tuple[dict, Tensor, Tensor]:
     """What evaluation.json holds, the samples, and the training images, `[N, C, H, W]` uint8.
 
+    `folder` keeps the samples meanwhile.
     ConfigError: the model, the data or the classifier are not what an evaluation takes.
     """
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
@@ -54,7 +66,7 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     if config.bound_images and len(model.scheduler) == 1:
         raise ConfigError("--bound_images: a model of one timestep has no bound; 0 skips it")
     judge = load_judge(model, config)
-    data, samples = judge.data, draw_samples(model, config)
+    data, samples = judge.data, draw_samples(model, config, folder)
     values = measure(samples, judge)
     if config.bound_images:
         bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)
@@ -66,7 +78,7 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
         "metrics": {name: round(value, 6) if math.isfinite(value) else None for name, (value, _, _) in values.items()},
         "texts": {name: METRICS[name][0].format(**counts) for name in values},
         "ci": {name: ci for name, (_, ci, _) in values.items() if ci is not None and math.isfinite(ci)},
-        "floor": {name: x for name, (_, _, x) in values.items() if x is not None and math.isfinite(x)},
+        "real_images": {name: x for name, (_, _, x) in values.items() if x is not None and math.isfinite(x)},
         "protocol": f"{len(samples):,} samples by {config.scheduler} in {steps} steps{guidance}, seed {config.seed}; "
         f"{len(data.test):,} test images of {data.name}; features of a classifier with an accuracy of "
         f"{judge.accuracy:.2%}; real images: in place of the samples, "
@@ -77,7 +89,7 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
 
 
 def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | None, float]]:
-    """`METRICS` but the bound: name -> value, half the 95% interval, and the floor: the value for real ones.
+    """`METRICS` but the bound: name -> value, half the 95% interval, and the value of real images.
 
     The labels of the samples are the requested classes, counting through all; None for an unconditional model.
     """
@@ -89,9 +101,9 @@ def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | Non
     block = int(samples.labels.max()) + 1 if conditional else 1
     distances = partial(nearest_distances, train=train.images[others], test=test.images)
     values = metrics_of(samples, distances(samples.images), block, test_rows, judge)
-    # the floor of the distances is that of test images, whose nearest test image is themselves
-    floor = metrics_of(real, distances(test.images[test_rows], k=2), 1, test_rows, judge)
-    return {name: (*value, floor[name][0]) for name, value in values.items()}
+    # the distances of real images are those of test images, whose nearest test image is themselves
+    of_real = metrics_of(real, distances(test.images[test_rows], k=2), 1, test_rows, judge)
+    return {name: (*value, of_real[name][0]) for name, value in values.items()}
 
 
 def metrics_of(
@@ -131,9 +143,9 @@ def table(results: dict) -> str:
     lines = ["| | model | real images | better |", "| --- | --- | --- | --- |"]
     for name, value in results["metrics"].items():
         ci = f" ± {results['ci'][name]:.2g}" if name in results["ci"] else ""
-        floor = f"{results['floor'][name]:.4g}" if name in results["floor"] else ""
+        real = f"{results['real_images'][name]:.4g}" if name in results["real_images"] else ""
         value = "not defined: test images have exact copies" if value is None else f"{value:.4g}{ci}"
-        lines.append(f"| {results['texts'][name]} | {value} | {floor} | {METRICS[name][1]} |")
+        lines.append(f"| {results['texts'][name]} | {value} | {real} | {METRICS[name][1]} |")
     return "\n".join(lines)
 
 

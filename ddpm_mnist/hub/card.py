@@ -1,6 +1,7 @@
 """The model card: README.md of a trained model, from what the run wrote and measured; and its notebook for Colab."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -11,6 +12,7 @@ from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, read_me
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 NOTEBOOK = Path(__file__).with_name("notebook_template.ipynb")
+REPOSITORY = ""  # the address of this repository, which cards then link to
 SPACE_ID = ".space_id"  # file in the model's folder: the Space that shows it
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 CURVES = {  # key in metrics.jsonl -> its label in loss_curve.png
@@ -20,17 +22,18 @@ CURVES = {  # key in metrics.jsonl -> its label in loss_curve.png
 }
 
 
-def write_card(model_dir: Path, repo_id: str, license: str = "mit") -> None:
+def write_card(model_dir: Path, repo_id: str, license: str = "apache-2.0", revision: str | None = None) -> None:
     """Write README.md, loss_curve.png, samples.png and notebook.ipynb into the folder of a trained model.
 
+    `revision`: the branch to which the model goes, and from which its card and notebook load it; None: main.
     A README.md that a person wrote or edited stays, which is printed. ConfigError: a file of the run lacks what the
     card says, or holds it in another form.
     """
-    classes = num_classes(model_dir)
-    write_notebook(model_dir, repo_id, classes)
-    draw_loss_curve(model_dir)
     try:
-        card = str(model_card(model_dir, repo_id, license, classes))
+        classes = num_classes(model_dir)
+        write_notebook(model_dir, repo_id, classes, revision)
+        draw_loss_curve(model_dir)
+        card = str(model_card(model_dir, repo_id, license, classes, revision))
     except Exception as error:  # a setting is missing or of another type; the metadata break the Hub's rules
         raise ConfigError(
             f"--model_dir {model_dir}: the model card cannot be written from {CONFIG_FILE} and {RESULTS_FILE} "
@@ -55,7 +58,7 @@ def written_by_hand(card: str) -> bool:
     return not mark or card != signed(text)
 
 
-def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None) -> ModelCard:
+def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None, revision: str | None) -> ModelCard:
     """The card of the model; copies the run's last grid of samples to samples.png."""
     run = read_yaml("--model_dir", model_dir / CONFIG_FILE) | read_json(model_dir / RESULTS_FILE)
     dataset, on_hub = run["dataset"], "/" in run["dataset"] and not run["dataset_is_local"]
@@ -83,7 +86,8 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None)
         run=run,
         dataset=dataset,
         conditional=classes is not None,
-        usage=usage(repo_id, classes is not None),
+        usage=usage(repo_id, classes is not None, revision),
+        repository=REPOSITORY,
         unet=read_json(model_dir / "unet" / "config.json"),
         results=results,
         evaluated=evaluated,
@@ -99,13 +103,19 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def usage(repo_id: str, conditional: bool) -> str:
+def from_pretrained(repo_id: str, conditional: bool, revision: str | None) -> str:
+    """The call that loads the model with stock diffusers."""
+    where = f', revision="{revision}"' if revision else ""
+    return f'DiffusionPipeline.from_pretrained("{repo_id}"{where}{", trust_remote_code=True" if conditional else ""})'
+
+
+def usage(repo_id: str, conditional: bool, revision: str | None = None) -> str:
     """How anyone generates from the model with stock diffusers."""
-    trust, arguments = (", trust_remote_code=True", "class_labels=[0] * 4") if conditional else ("", "batch_size=4")
+    what = "class_labels=[0] * 4" if conditional else "batch_size=4"
     return f"""from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{repo_id}"{trust})
-pipe({arguments}).images[0].save("image.png")"""
+pipe = {from_pretrained(repo_id, conditional, revision)}
+pipe({what}, num_inference_steps=50).images[0].save("image.png")"""
 
 
 def num_classes(model_dir: Path) -> int | None:
@@ -123,7 +133,7 @@ def figures(run: dict, evaluated: dict, weights: str, dataset: str) -> list[Eval
     if loss is not None and run["weights_sha256"] == weights:
         rows.append(("mse", "held-out mean squared error of the predicted noise", round(loss, 6)))
     measured = {name: value for name, value in evaluated.get("metrics", {}).items() if value is not None}
-    rows += [(name, texts.get(name, name), value) for name, value in measured.items()]
+    rows += [(name, texts.get(name, name), float(value)) for name, value in measured.items()]
     task = {"task_type": "unconditional-image-generation", "dataset_type": dataset, "dataset_name": dataset}
     return [EvalResult(**task, metric_type=name, metric_name=text, metric_value=value) for name, text, value in rows]
 
@@ -151,11 +161,12 @@ def draw_loss_curve(model_dir: Path) -> None:
     figure.savefig(model_dir / "loss_curve.png", dpi=100, metadata={"Software": None})  # no date: the same file again
 
 
-def write_notebook(model_dir: Path, repo_id: str, classes: int | None) -> None:
+def write_notebook(model_dir: Path, repo_id: str, classes: int | None, revision: str | None) -> None:
     """Write notebook.ipynb, which the Hub opens in Colab or Kaggle. It needs diffusers and nothing of this package."""
     text = NOTEBOOK.read_text(encoding="utf-8")
+    call = from_pretrained(repo_id, classes is not None, revision)
+    text = text.replace(r"DiffusionPipeline.from_pretrained(\"MODEL_ID\")", json.dumps(call)[1:-1])
     if classes is not None:
-        text = text.replace('MODEL_ID\\")', 'MODEL_ID\\", trust_remote_code=True)  # runs pipeline.py of the repo')
         text = text.replace("batch_size=32", f"class_labels=[number % {classes} for number in range(32)]")
         text = text.replace("labels = None", f"labels = torch.arange(4, device=pipe.device) % {classes}")
     (model_dir / "notebook.ipynb").write_text(text.replace("MODEL_ID", repo_id), encoding="utf-8")

@@ -50,7 +50,7 @@ class PushConfig:
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
     create_pr: bool = opt(False, "Open a pull request instead of committing.")
     commit_message: str = opt("Upload DDPM", "Message of the commit.")
-    license: str = opt("mit", "License of the weights, for the model card.")
+    license: str = opt("apache-2.0", "License of the weights, for the model card; the code's is the default.")
     dry_run: bool = opt(False, "Validate and list, and send nothing.")
 
 
@@ -64,7 +64,7 @@ def push_model(config: PushConfig) -> None:
     api = None if config.dry_run else HfApi(token=read_token())
     validate_model(model_dir)
     card_stays = api is not None and open_repos(api, config)
-    write_card(model_dir, repo_id, config.license)
+    write_card(model_dir, repo_id, config.license, config.revision)
     files = files_to_push(model_dir)
     if card_stays:
         del files["README.md"]
@@ -76,10 +76,12 @@ def push_model(config: PushConfig) -> None:
     if api is None:
         print("Nothing was sent (--dry_run).")
         return
-    address = upload(api, config, files)
+    address, revision = upload(api, config, files)
+    if config.create_pr:
+        print("The card and the notebook load the main branch: they are right when the pull request is merged.")
     if space:
         print(f"\n{upload_space(api, config.space_id, space, config.private)}")
-    print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file())}")
+    print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), revision)}")
 
 
 def check_push(config: PushConfig) -> None:
@@ -173,9 +175,10 @@ def list_files(files: dict[str, bytes], goal: str) -> None:
     print(f"{sum(map(len, files.values())):>12,}  bytes in {len(files)} files for {goal}")
 
 
-def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
+def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> tuple[str, str | None]:
     """Upload the files in one commit; returns its address, or that of the newest commit if nothing has changed.
 
+    And the revision that holds them: of the pull request, the branch, or None for main.
     Can be interrupted anywhere and run again: uploaded files are kept by their hash, and the commit is all or nothing.
     """
     where = {"revision": config.revision, "create_pr": config.create_pr}
@@ -185,4 +188,4 @@ def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
     if "README.md" in files:
         pushed = hashlib.sha256(files["README.md"]).hexdigest()
         Path(config.model_dir, PUSHED_CARD).write_text(pushed + "\n", encoding="utf-8")
-    return commit.pr_url or commit.commit_url
+    return commit.pr_url or commit.commit_url, commit.pr_revision or config.revision

@@ -25,7 +25,7 @@ def read_token() -> str:
         token = "not a token"
     if not token:
         raise ConfigError("no token: `hf auth login`, or set HF_TOKEN, or HF_TOKEN_PATH to a file that holds it")
-    if not re.fullmatch("[!-~]+", token):
+    if not re.fullmatch("[!-~]+", token) or token.count("hf_") > 1:  # the client joins the lines of a file
         raise ConfigError("what HF_TOKEN, or the file of HF_TOKEN_PATH, holds is not a token; `hf auth login` again")
     return token
 

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ConfigError, cause_of, check_lfs, first_line, shorten
-from ..offline import hub_or_cache
+from ..offline import hub_or_cache, repo_and_revision
 from ..options import DataOptions
 from ..randomness import seeded_generator
 from .batches import Images, memory_mapped
 from .decode import decode_column, has_colour, open_image
 
 DEFAULT_DATASET = "ylecun/mnist"
-EMBEDDED_DATASET = "scikit-learn digits"
 DOCS = 'see "Other images" in docs/running.md'
 MOST_CLASSES = 100_000  # larger numbers identify something else
 LOOKED_AT = 256  # images that decide whether a set has colour
@@ -47,6 +47,7 @@ class Data:
     test: Images
     fingerprint: str
     local: bool = False  # read from this machine's disk: its name says nothing elsewhere
+    commit: str | None = None  # of a dataset of the Hub
 
     @property
     def channels(self) -> int:
@@ -67,8 +68,8 @@ def load_data(
     Labels are read only if they are needed: for the classes in `shape`, or `with_labels`. What cannot be loaded or used
     is a ConfigError that says what to do.
     """
-    name, splits, local = load_splits(options, warn)
     with_labels = with_labels or shape.num_classes is not None
+    name, splits, local = load_splits(options, with_labels or options.label_column is not None)
     column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
     parts = hold_out(splits, num_held_out)
@@ -87,7 +88,14 @@ def load_data(
     low, high = images.aminmax()
     if high - low < MIN_CONTRAST:
         raise ConfigError(f"--dataset_name: the pixels lie between {low} and {high}; scale them to 0 ... 255")
-    return Data(name, Images(images, labels), Images(test_images, test_labels), fingerprint(images, labels), local)
+    train, test = Images(images, labels), Images(test_images, test_labels)
+    return Data(name, train, test, fingerprint(images, labels), local, None if local else commit_of(splits["train"]))
+
+
+def commit_of(split: Dataset) -> str | None:
+    """The commit of the Hub that a split was read from: `datasets` names the folder in its cache by it."""
+    names = [Path(file["filename"]).parent.name for file in split.cache_files]
+    return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
 
 
 def column_of(splits: DatasetDict, option: str, named: str | None, feature_type, needed: bool) -> str | None:
@@ -160,45 +168,40 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
     return f"{len(images)} images, {digest.hexdigest()[:16]}"
 
 
-def load_splits(options: DataOptions, warn) -> tuple[str, DatasetDict, bool]:
-    """The dataset's name without a path, its splits, and whether it was read from this machine's disk.
+def load_splits(options: DataOptions, with_labels: bool) -> tuple[str, DatasetDict, bool]:
+    """The dataset's name without path and revision, its splits, and whether it was read from this machine's disk.
 
-    Without a name: ylecun/mnist, from the cache if the Hub cannot be reached, and otherwise, after a loud warning, the
-    embedded digits. A name that was given is never replaced. ConfigError: it has no train split, or cannot be loaded.
+    ConfigError: it has no train split, or cannot be loaded.
     """
     name = options.dataset_name or DEFAULT_DATASET
     option, path, local = f"--dataset_name {name}", Path(name), Path(name).exists()
-    if name == EMBEDDED_DATASET:
-        return name, embedded_digits(), False
     try:
         if local:
-            splits = read_local(path, options)
+            splits = read_local(path, options, with_labels)
         else:
+            repo_id, revision = repo_and_revision(name)
+            config, cache = options.dataset_config_name, options.cache_dir
             with hub_or_cache("--dataset_name", name, "dataset"):
-                splits = datasets.load_dataset(name, options.dataset_config_name, cache_dir=options.cache_dir)
+                splits = datasets.load_dataset(repo_id, config, revision=revision, cache_dir=cache)
     except Exception as error:  # `datasets` and what reads for it raise what they like
         if local:
             check_lfs(option, path)
         if isinstance(error, ConfigError):
             raise
-        if isinstance(error, ConnectionError) and options.dataset_name is None:
-            warn(
-                f"\n!!! The Hub cannot be reached and {name} is not in the cache: TRAINING ON {EMBEDDED_DATASET}"
-                " INSTEAD (1,797 real ones).\n!!! For MNIST, connect, or name a local copy with --dataset_name.\n"
-            )
-            return EMBEDDED_DATASET, embedded_digits(), False
         advice = DOCS if local else "check the name and the network, or name a local folder"
         raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {advice}") from error
     if "train" not in splits:
         raise ConfigError(f"{option}: has no train split ({shorten(splits)}); put images into a folder named train")
-    shown = path.resolve().name if local else name  # a path is nobody else's business
+    shown = path.resolve().name if local else repo_id  # a path is nobody else's business
     return shown, splits.with_format(None), local
 
 
-def read_local(path: Path, options: DataOptions) -> DatasetDict:
+def read_local(path: Path, options: DataOptions, with_labels: bool) -> DatasetDict:
     """A folder or a file: MNIST's own arrays, what `save_to_disk` saved, or what `load_dataset` reads."""
+    if not path.is_dir() and not path.is_file():
+        raise ValueError("a pipe or a device, and neither a folder nor a file")
     if arrays := read_arrays(path):
-        return from_arrays(arrays)
+        return from_arrays(arrays, with_labels)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
@@ -225,25 +228,24 @@ def read_idx(file: Path) -> np.ndarray:
         raise ConfigError(f"--dataset_name {file}: not a complete idx file ({first_line(error)})") from error
 
 
-def from_arrays(arrays: dict[str, np.ndarray]) -> DatasetDict:
-    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`."""
+def from_arrays(arrays: dict[str, np.ndarray], with_labels: bool) -> DatasetDict:
+    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`.
+
+    ValueError: an array is not that.
+    """
     splits = DatasetDict()
     for split in ("train", "test"):
-        if f"x_{split}" not in arrays:
+        images, labels = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
+        if images is None:
             continue
-        splits[split] = Dataset.from_dict({"image": [Image.fromarray(p.squeeze()) for p in arrays[f"x_{split}"]]})
-        if f"y_{split}" in arrays:
-            labels = arrays[f"y_{split}"].reshape(-1).tolist()
-            classes = datasets.ClassLabel(num_classes=int(max(labels)) + 1)
-            splits[split] = splits[split].add_column("label", labels, feature=classes)
+        if images.ndim not in (3, 4):
+            raise ValueError(f"x_{split} has the shape {images.shape}, and not [N, height, width]")
+        splits[split] = Dataset.from_dict({"image": [Image.fromarray(pixels.squeeze()) for pixels in images]})
+        if labels is None or not with_labels:
+            continue
+        whole = labels.dtype.kind in "iu" and labels.size == len(images)
+        if not whole or not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise ValueError(f"y_{split} ({labels.dtype} {labels.shape}) is not a class number for each image")
+        classes = datasets.ClassLabel(num_classes=int(labels.max()) + 1)
+        splits[split] = splits[split].add_column("label", labels.reshape(-1).tolist(), feature=classes)
     return splits
-
-
-def embedded_digits() -> DatasetDict:
-    """scikit-learn's 1,797 handwritten digits, real and in its wheel: 8x8, upscaled to 28x28; the last 297 for test."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    small = [Image.fromarray(image) for image in (digits.images * (255 / 16)).round().astype(np.uint8)]
-    x, y = np.stack([image.resize((28, 28), Image.Resampling.BICUBIC) for image in small]), digits.target
-    return from_arrays({"x_train": x[:1500], "y_train": y[:1500], "x_test": x[1500:], "y_test": y[1500:]})

@@ -7,6 +7,7 @@ import torch
 from ..errors import ConfigError, first_line, nearest
 from ..loading import load_unet
 from ..loss import LOG_SNR_MEAN, timestep_density
+from ..offline import commit_of, model_folder
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
@@ -80,15 +81,17 @@ def check_models(config: TrainConfig) -> None:
         )
 
 
-def start_from(unet: UNet2DModel, name: str) -> None:
+def start_from(unet: UNet2DModel, name: str) -> str | None:
     """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
 
-    Embeddings of classes that it does not have, or has in another number, start anew. ConfigError: it cannot be read,
-    or its weights have other names or shapes.
+    Embeddings of classes that it does not have, or has in another number, start anew. Returns the commit of a model of
+    the Hub. ConfigError: it cannot be read, or its weights have other names or shapes.
     """
-    source, target = load_unet(name, "--init_from").state_dict(), unet.state_dict()
+    folder = model_folder("--init_from", name)
+    source, target = load_unet(f"--init_from {name}", folder).state_dict(), unet.state_dict()
     fits = {key: v for key, v in source.items() if key in target and v.shape == target[key].shape}
     unfit = [key for key in source | target if key not in fits and not key.startswith("class_embedding.")]
     if unfit:
         raise ConfigError(f"--init_from {name}: {unfit[0]} does not fit; give the unet options of that model")
     unet.load_state_dict(target | fits)
+    return commit_of(folder)

@@ -91,7 +91,7 @@ class RunOptions:
         "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
     )
     init_from: str | None = opt(
-        None, "Start from the weights of this pipeline (folder or Hub id) or checkpoint folder.", path=True
+        None, "Start from the weights of this pipeline or checkpoint, named as generate.py's --model.", path=True
     )
     resolution: int | None = opt(
         None, "Height and width of the images. Default: unet.sample_size, which it sets.", at_least=1

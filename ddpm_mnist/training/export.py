@@ -14,7 +14,7 @@ from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
 from ..record import RESULTS_FILE, weights_sha256, write_json
-from ..sampling import grid, images_and_trajectory, known_betas, trajectory_picture
+from ..sampling import grid, known_betas, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .run import Run
@@ -82,8 +82,9 @@ def write_card_pictures(run: Run) -> None:
     """Pictures for the model card: single samples in `gallery/`, and their way out of the noise in `trajectory.png`."""
     options = sample_options(run)
     with evaluating(run.bare_unet, run.ema):
-        drawn = run.model.draw(range(GALLERY), options)
-        images, trajectory = images_and_trajectory(drawn, options.num_inference_steps)
+        steps = [step for _, step in run.model.draw(range(GALLERY), options)]
+    shown, images = shown_steps(len(steps)), to_pil(steps[-1].prev_sample)
+    trajectory = [step for number, step in enumerate(steps, 1) if number in shown]
     trajectory_picture(trajectory).save(run.output_dir / "trajectory.png")
     (run.output_dir / "gallery").mkdir(exist_ok=True)
     for number, image in enumerate(images):
@@ -96,6 +97,7 @@ def write_results(run: Run, seconds: float) -> None:
     results = {
         "dataset": run.data.name,
         "dataset_is_local": run.data.local,
+        "commits": run.commits,
         "weights_sha256": weights_sha256(run.output_dir),
         "parameters": run.parameters,
         "steps_of_this_session": run.step - run.first_step,

@@ -12,13 +12,13 @@ noise with and without a label, and the difference of the two, taken larger, lea
 import inspect
 import json
 import math
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 460; docs/results.md has the trials
@@ -134,12 +134,21 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     return scheduler
 
 
+def apply_umask(folder: str | Path) -> None:
+    """Give weights the permissions of other new files: safetensors writes files that only their owner can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in Path(folder).rglob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
+
+
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
     """Draws images of given classes. `null_class_label`: see `guided`; saved in model_index.json."""
 
     model_cpu_offload_seq = "unet"
+    _source = Path(__file__).read_bytes()  # now: diffusers may soon put another version in the place of this file
 
-    def __init__(self, unet, scheduler, null_class_label: int | None = None):
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, null_class_label: int | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(null_class_label=null_class_label)
@@ -147,9 +156,8 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """As in diffusers, and this file with it, which `model_index.json` names, so that the folder loads again."""
         super().save_pretrained(save_directory, **kwargs)
-        target = Path(save_directory) / "pipeline.py"
-        if Path(__file__).resolve() != target.resolve():
-            shutil.copyfile(__file__, target)
+        apply_umask(save_directory)
+        (Path(save_directory) / "pipeline.py").write_bytes(self._source)
         index = Path(save_directory) / "model_index.json"
         settings = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": ["pipeline", type(self).__name__]}
         index.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
