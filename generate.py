@@ -25,7 +25,7 @@ class GenerateConfig(SampleOptions):
     output: str = opt(
         "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
     )
-    save_images: bool = opt(True, "Also the single images. If interrupted, the same command draws what is missing.")
+    grid_only: bool = opt(False, "Without the single images, from which an interrupted run would go on.")
     save_trajectory: bool = opt(False, "Also a picture of x_t and of the x_0 predicted from it, along the way.")
     overwrite: bool = opt(False, "Replace pictures of other settings.")
 
@@ -41,7 +41,7 @@ class Output:
         if self.grid.suffix.lower() != ".png":
             raise ConfigError(f"--output {self.grid}: must end in .png")
         self.trajectory = self.grid.with_name(f"{self.grid.stem}_trajectory.png") if config.save_trajectory else None
-        self.singles = self.grid.with_suffix("") if config.save_images else None
+        self.singles = self.grid.with_suffix("") if not config.grid_only else None
         paths = [self.grid, self.trajectory, *map(self.single, range(config.num_images))]
         self.paths = [path for path in paths if path is not None]
         for path in self.paths:

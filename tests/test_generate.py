@@ -391,7 +391,7 @@ def test_generate_leaves_its_finished_batches_when_it_is_killed(model, tmp_path)
 
 
 def test_generate_without_single_images(model, tmp_path):
-    args = ["--model", model, "--num_images", 2, "--num_inference_steps", 2, "--save_images", "false"]
+    args = ["--model", model, "--num_images", 2, "--num_inference_steps", 2, "--grid_only"]
     assert in_process(generate.main, *args, "--output", tmp_path / "grid.png") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
