@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_process, python
+from conftest import ROOT, in_process, posix, python
 from scipy.stats import norm
 
 import evaluate as command
@@ -65,6 +65,24 @@ def test_a_ball_reaches_to_the_kth_other_center_and_nearest_gives_distances_and_
     torch.testing.assert_close(distances * 255, torch.tensor([[1.0, 19.0], [10.0, 30.0]]))
 
 
+@posix
+def test_the_balls_of_many_are_those_of_all_at_once_and_take_the_memory_of_some():
+    """A square of 10,000 x 10,000 distances would take 400 MB."""
+    points, centers = gaussian(1100, 4, 0), gaussian(1300, 4, 1)
+    radii = torch.cdist(centers, centers).sort(dim=1).values[:, 3]
+    assert torch.equal(in_balls(points, centers), (torch.cdist(points, centers) <= radii).any(dim=1))
+    code = """
+import resource, torch
+from ddpm_mnist.evaluation.metrics import in_balls
+in_balls(torch.randn(100, 8), torch.randn(100, 8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+in_balls(torch.randn(10_000, 8), torch.randn(10_000, 8))
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_bootstrap_is_as_sure_as_the_root_of_the_number_says():
     values = gaussian(40_000, 1, 0)[:, 0]
     mean, ci = bootstrap(lambda x: x.mean().item(), values, resamples=200)
@@ -73,7 +91,7 @@ def test_the_bootstrap_is_as_sure_as_the_root_of_the_number_says():
 
 def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
     """150 samples of a Gaussian whose Fréchet distance to the reference is 1: the plain value is above 1.5."""
-    reference, truth = gaussian_of(gaussian(20_000, 24, 0)), 24 * 0.5**2 / 6
+    reference, truth = gaussian_of(gaussian(10_000, 24, 0)), 24 * 0.5**2 / 6
     plain, values, held = [], [], 0
     for seed in range(60):
         samples = gaussian(150, 24, seed + 1, mean=0.5 / 6**0.5)
@@ -298,6 +316,32 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     assert {"config.json", "model.safetensors"} == {path.name for path in kept.iterdir()}
     (kept / "model.safetensors").write_bytes(b"damaged")
     assert in_process(command.main, *args) == 0 and "training the classifier" in capfd.readouterr().err
+
+
+def test_samples_are_kept_until_the_figures_are_written(model, tiny_dataset_dir, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    args = [
+        *arguments(model, tiny_dataset_dir),
+        "--output_dir",
+        tmp_path / "results",
+        "--bound_images",
+        0,
+        "--batch_size",
+        8,
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "measure", lambda samples, judge: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            in_process(command.main, *args)
+        drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.npy")}
+        next(iter(drawn)).unlink()  # it was interrupted before the last batch
+        with pytest.raises(ZeroDivisionError):
+            in_process(command.main, *args)
+        again = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.npy")}
+        assert len(drawn) > 1 and again.keys() == drawn.keys() and len(again.items() & drawn.items()) == len(drawn) - 1
+    assert in_process(command.main, *args) == 0
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert "evaluation.json" in names and not [name for name in names if name.startswith(".")]
 
 
 def test_what_is_not_defined_is_null_in_json_and_said_in_the_table(model, tiny_dataset_dir, tmp_path, monkeypatch):
