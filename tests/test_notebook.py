@@ -86,8 +86,11 @@ def test_on_kaggle_the_first_cell_clones_and_installs_what_is_missing_and_keeps_
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
     monkeypatch.setattr(subprocess, "run", record)
+    cell = code_cells(saved())[0].source
+    with warnings.catch_warnings(), pytest.raises(FileNotFoundError, match="put its address into REPOSITORY"):
+        exec(cell, {})
     with warnings.catch_warnings():
-        exec(code_cells(saved())[0].source, {})
+        exec(cell.replace('REPOSITORY = ""', f'REPOSITORY = "{ROOT}"'), {})
     assert Path.cwd() == tmp_path / "ddpm-mnist" and Path("train_ddpm_mnist.py").is_file()
     clone, install = commands
     assert clone[:2] == ["git", "clone"]

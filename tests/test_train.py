@@ -63,6 +63,7 @@ def test_the_seed_decides(train):
         {},
         {"mixed_precision": "bf16", "optimizer": "muon", **RECOMMENDED},
         {"unet.dropout": 0.1, "use_ema": False, "guide_scale": 1.5, "guide_weak": 0.5},
+        {"unet.num_class_embeds": 11, "class_dropout_prob": 0.1, **RECOMMENDED},
     ],
     ids=str,
 )
