@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import nbformat
+import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
 
