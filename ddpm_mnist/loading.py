@@ -47,9 +47,10 @@ class Model:
         model that was not trained for it.
         """
         name, steps, T = options.scheduler, options.num_inference_steps, len(self.scheduler)
-        scale = options.guidance_scale
-        if self.null_class_label is None and scale not in (1, SampleOptions.guidance_scale):
-            raise ConfigError(f"--guidance_scale {scale}: this model was trained without dropped labels; omit it")
+        for guidance in ("guidance_scale", "guidance_min_log_snr") if self.null_class_label is None else ():
+            value = getattr(options, guidance)
+            if value not in (1, getattr(SampleOptions, guidance)):
+                raise ConfigError(f"--{guidance} {value}: this model was trained without dropped labels; omit it")
         if steps is not None and steps > T:
             raise ConfigError(f"--num_inference_steps {steps}: the model has {T} timesteps")
         if name == "dpmsolver" and (steps or 1) == T:

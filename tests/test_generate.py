@@ -428,6 +428,8 @@ def test_a_model_that_is_missing_or_takes_no_guidance_is_said(model, tmp_path, m
     assert "--model ddpm-mnist: no such folder; first, accelerate launch" in capfd.readouterr().err
     assert in_process(generate.main, "--model", model, "--guidance_scale", 3) == 2
     assert "--guidance_scale 3.0: this model was trained without dropped labels" in capfd.readouterr().err
+    assert in_process(generate.main, "--model", model, "--guidance_min_log_snr", -9) == 2
+    assert "--guidance_min_log_snr -9.0: this model was trained without dropped labels" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
