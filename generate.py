@@ -51,12 +51,12 @@ class Output:
     def check(self, key: str, overwrite: bool) -> None:
         """ConfigError: there is a picture of another key that nobody asked to replace."""
         self.key = key
-        extra = self.singles.glob("[0-9]" * 5 + ".png") if self.singles else ()
-        for path in (*self.paths, *extra):
-            advice = "give --overwrite, or name another" if path in self.paths else "it would stay; move it"
-            replace = overwrite and path in self.paths
-            if path.exists() and not replace and self.read(path) is None:
-                raise ConfigError(f"--output {self.grid}: {path} exists, and is not of these settings; {advice}")
+        others = set(self.singles.glob("[0-9]" * 5 + ".png")) if self.singles else set()  # of a run that drew more
+        advice = dict.fromkeys(() if overwrite else self.paths, "give --overwrite, or name another")
+        advice |= dict.fromkeys(others.difference(self.paths), "it would stay; move it")
+        for path, what in advice.items():
+            if path.exists() and self.read(path) is None:
+                raise ConfigError(f"--output {self.grid}: {path} exists, and is not of these settings; {what}")
 
     def single(self, number: int) -> Path | None:
         """Where image `number` goes; None if single images are not saved."""
