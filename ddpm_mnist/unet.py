@@ -365,7 +365,7 @@ class UNet2DModel(diffusers.UNet2DModel):
 
 
 def is_usual(config: dict) -> bool:
-    """Whether a network is written out in this file. Of all others stock says what it thinks of them."""
+    """Whether a network is written out in this file. diffusers' code builds, or refuses, all others."""
     down, up = config["down_block_types"], config["up_block_types"]
     return (
         all(config[name] == value for name, value in USUAL.items())
@@ -377,7 +377,7 @@ def is_usual(config: dict) -> bool:
 
 
 def check_options(config: dict) -> None:
-    """Raise a ValueError for what stock takes in silence, or PyTorch refuses without the name of the option."""
+    """Raise a ValueError for what diffusers takes in silence, or PyTorch refuses without the option's name."""
     widths, head_dim = config["block_out_channels"], config["attention_head_dim"]
     for name, divided in (("norm_num_groups", widths), ("attn_norm_num_groups", widths[-1:])):
         groups = config[name]
