@@ -13,6 +13,7 @@ The usual network is faster than stock, with the same numbers up to rounding, th
 """
 
 from functools import partial, wraps
+from inspect import signature
 
 import diffusers
 import torch
@@ -253,12 +254,14 @@ class UNet2DModel(diffusers.UNet2DModel):
 
     Raises:
         ValueError: an option does not fit the others; the message names it.
+        TypeError: there is no option of that name.
     """
 
     @register_to_config
     @wraps(diffusers.UNet2DModel.__init__)  # its signature is the list of options and their defaults
     def __init__(self, *args, **kwargs):
-        config = self.config
+        signature(diffusers.UNet2DModel).bind(*args, **kwargs)  # TypeError: there is no such option
+        config = self.config  # all options, by name
         check_options(config)
         self.usual = is_usual(config)
         if not self.usual:

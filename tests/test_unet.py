@@ -116,6 +116,18 @@ def test_state_dicts_load_both_ways_and_configs_are_the_same(name):
     }
 
 
+@pytest.mark.parametrize("config", [{}, RESNET], ids=["usual", "rare"])
+def test_options_are_taken_as_by_stock(config):
+    """By position and by name, and those not given are known as defaults; others are refused."""
+    with torch.device("meta"):
+        ours, stock = (cls(28, 1, 1, **config).config for cls in (UNet2DModel, diffusers.UNet2DModel))
+    assert ours["sample_size"] == 28 and set(ours["_use_default_values"]) == set(stock["_use_default_values"])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
+        UNet2DModel(layer=2, **config)
+    with pytest.raises(TypeError):
+        UNet2DModel(*range(99), **config)
+
+
 def test_same_seed_gives_the_same_initial_weights_as_stock():
     torch.manual_seed(5)
     stock = diffusers.UNet2DModel(**BASE)
