@@ -14,28 +14,15 @@ same random generator, the same numbers. The paper is written out here. What it 
 and variances than its own, and which timesteps to visit in fewer than T steps.
 """
 
+from functools import wraps
+
 import diffusers
-import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput, rescale_zero_terminal_snr
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 PAPER_VARIANCES = ("fixed_small", "fixed_large")
-CHOICES = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
-    "variance_type": (*PAPER_VARIANCES, "fixed_small_log", "fixed_large_log", "learned", "learned_range"),
-    "prediction_type": ("epsilon", "sample", "v_prediction"),
-    "timestep_spacing": ("leading", "linspace", "trailing"),
-}
-
-
-def make_betas(schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> Tensor:
-    """The variances beta_t of the forward steps: `[T]`, float32, each in (0, 1)."""
-    if schedule == "linear":  # Ho et al. 2020, section 4: 1e-4 to 0.02
-        return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32)
-    return diffusers.DDPMScheduler(num_train_timesteps, beta_start, beta_end, schedule).betas
 
 
 class DDPMScheduler(diffusers.DDPMScheduler):
@@ -51,50 +38,23 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         thresholding, dynamic_thresholding_ratio, sample_max_value: clamp it by a quantile instead (Saharia et al. 2022,
             section 2.3).
         timestep_spacing, steps_offset: which t to visit in fewer than T steps (Lin et al. 2024, table 2).
-        rescale_betas_zero_snr: see `rescale_zero_terminal_snr`.
+        rescale_betas_zero_snr: leave nothing of the image at the last timestep (Lin et al. 2024, algorithm 1).
 
     Raises:
-        ValueError: an option has an unknown value; the message names the option.
+        ValueError, NotImplementedError: `prediction_type` or `beta_schedule` is unknown.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        variance_type: str = "fixed_small",
-        clip_sample: bool = True,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-    ):
-        for name, allowed in CHOICES.items():
-            if self.config[name] not in allowed:
-                raise ValueError(f"{name}={self.config[name]!r} is not covered; choose from {', '.join(allowed)}")
-
-        if trained_betas is not None:
-            self.betas = torch.tensor(trained_betas, dtype=torch.float32)
-        else:
-            self.betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
-        if rescale_betas_zero_snr:
-            self.betas = rescale_zero_terminal_snr(self.betas)
+    @wraps(diffusers.DDPMScheduler.__init__)  # its signature is the list of options and their defaults
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)  # the config, all T timesteps, and the betas by other formulas
+        config = self.config
+        if config.prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(f"prediction_type={config.prediction_type!r}: choose from epsilon, sample, v_prediction")
+        if config.beta_schedule == "linear" and config.trained_betas is None and not config.rescale_betas_zero_snr:
+            T = config.num_train_timesteps
+            self.betas = torch.linspace(config.beta_start, config.beta_end, T, dtype=torch.float32)  # section 4
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
-        self.one = torch.tensor(1.0)
-
-        self.init_noise_sigma = 1.0  # x_T ~ N(0, I)
-        self.variance_type = variance_type
-        self.custom_timesteps = False
-        self.num_inference_steps = None
-        self.timesteps = torch.from_numpy(np.arange(0, num_train_timesteps)[::-1].copy())
 
     # ---- forward process -------------------------------------------------------------------------------------------
 

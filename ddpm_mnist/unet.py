@@ -6,13 +6,14 @@ timesteps share the weights.
 
 `UNet2DModel` is a drop-in replacement for `diffusers.UNet2DModel`: it has the same arguments, config keys, parameter
 names and numbers, so each reads state dicts and folders that the other wrote. The usual network is written out here.
-One with a rare option (see `CHOICES`) is built and run by diffusers' own code.
+One with a rare option (see `is_usual`) is built and run by diffusers' own code.
 
 The usual network is faster than stock, with the same numbers up to rounding, through channels_last memory, `normalize`,
 `attend` and `Upsample2D`. Each place says why.
 """
 
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 
 import diffusers
 import torch
@@ -24,18 +25,18 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-CHOICES = {  # the usual value first, then the rare ones that diffusers' code runs; others are refused
-    "center_input_sample": (False, True),
-    "time_embedding_type": ("positional", "fourier"),
-    "mid_block_type": ("UNetMidBlock2D", None),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-    "add_attention": (True, False),
-    "class_embed_type": (None,),
+USUAL = {  # a network that has another value for one of these options is left to diffusers' code
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "attn_norm_num_groups": None,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
 }
-BLOCK_TYPES = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D")}
-ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 
 
 def normalize(norm: nn.GroupNorm, hidden_states: Tensor) -> Tensor:
@@ -252,91 +253,66 @@ class UNet2DModel(diffusers.UNet2DModel):
         num_class_embeds: the number of class labels; None: unconditional.
 
     Raises:
-        ValueError: an option is not covered or does not fit the others; the message names it.
+        ValueError: an option does not fit the others; the message names it.
+        TypeError: there is no option of that name.
     """
 
     @register_to_config
-    def __init__(
-        self,
-        sample_size: int | tuple[int, int] | None = None,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        center_input_sample: bool = False,
-        time_embedding_type: str = "positional",
-        time_embedding_dim: int | None = None,
-        freq_shift: int = 0,
-        flip_sin_to_cos: bool = True,
-        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        mid_block_type: str | None = "UNetMidBlock2D",
-        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
-        layers_per_block: int = 2,
-        mid_block_scale_factor: float = 1,
-        downsample_padding: int = 1,
-        downsample_type: str = "conv",
-        upsample_type: str = "conv",
-        dropout: float = 0.0,
-        act_fn: str = "silu",
-        attention_head_dim: int | None = 8,
-        norm_num_groups: int = 32,
-        attn_norm_num_groups: int | None = None,
-        norm_eps: float = 1e-5,
-        resnet_time_scale_shift: str = "default",
-        add_attention: bool = True,
-        class_embed_type: str | None = None,
-        num_class_embeds: int | None = None,
-        num_train_timesteps: int | None = None,
-    ):
-        check_options(self.config)
-        if not is_usual(self.config):
-            super().__init__(**self.config)
-            self.usual = False
+    @wraps(diffusers.UNet2DModel.__init__)  # its signature is the list of options and their defaults
+    def __init__(self, *args, **kwargs):
+        signature(diffusers.UNet2DModel).bind(*args, **kwargs)  # TypeError: there is no such option
+        config = self.config  # all options, by name
+        check_options(config)
+        self.usual = is_usual(config)
+        if not self.usual:
+            super().__init__(*args, **kwargs)
             return
         ModelMixin.__init__(self)  # and not that of stock, which would build its own blocks
-        self.usual = True
-        self.sample_size = sample_size
+        self.sample_size = config.sample_size
         self.to_json_string()  # adds class and version to the config now: added later, torch.compile would recompile
-        width, levels = block_out_channels[0], len(block_out_channels)
-        temb_channels = time_embedding_dim or 4 * width
-        norm = partial(nn.GroupNorm, norm_num_groups, eps=norm_eps)
-        resnet = partial(ResnetBlock2D, temb_channels=temb_channels, norm=norm, dropout=dropout, act_fn=act_fn)
+        widths, layers = config.block_out_channels, config.layers_per_block
+        temb_channels = config.time_embedding_dim or 4 * widths[0]
+        norm = partial(nn.GroupNorm, config.norm_num_groups, eps=config.norm_eps)
+        resnet = partial(
+            ResnetBlock2D, temb_channels=temb_channels, norm=norm, dropout=config.dropout, act_fn=config.act_fn
+        )
 
         def attention(channels: int) -> Attention:
-            return Attention(channels, attention_head_dim or channels, norm)
+            return Attention(channels, config.attention_head_dim or channels, norm)
 
         # input, time (Vaswani et al. 2017, section 3.5, and a perceptron with one hidden layer) and class
-        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
-        self.time_embedding = TimestepEmbedding(width, temb_channels)
-        self.class_embedding = nn.Embedding(num_class_embeds, temb_channels) if num_class_embeds is not None else None
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_proj = Timesteps(widths[0], config.flip_sin_to_cos, config.freq_shift)
+        self.time_embedding = TimestepEmbedding(widths[0], temb_channels)
+        classes = config.num_class_embeds
+        self.class_embedding = nn.Embedding(classes, temb_channels) if classes is not None else None
 
         # down
         self.down_blocks = nn.ModuleList()
-        for i, (block_type, out) in enumerate(zip(down_block_types, block_out_channels)):
+        for i, block_type in enumerate(config.down_block_types):
             attn = attention if block_type == "AttnDownBlock2D" else None
-            block = DownBlock2D(block_out_channels[max(i - 1, 0)], out, layers_per_block, resnet, attn)
-            if i < levels - 1:
-                block.downsamplers = nn.ModuleList([Downsample2D(out, downsample_padding)])
+            block = DownBlock2D(widths[max(i - 1, 0)], widths[i], layers, resnet, attn)
+            if i < len(widths) - 1:
+                block.downsamplers = nn.ModuleList([Downsample2D(widths[i], config.downsample_padding)])
             self.down_blocks.append(block)
 
         # mid
-        self.mid_block = UNetMidBlock2D(block_out_channels[-1], resnet, attention)
+        self.mid_block = UNetMidBlock2D(widths[-1], resnet, attention)
 
-        # up
+        # up, from the coarsest resolution
         self.up_blocks = nn.ModuleList()
-        widths = block_out_channels[::-1]
-        for i, (block_type, out) in enumerate(zip(up_block_types, widths)):
+        for i, block_type in zip(reversed(range(len(widths))), config.up_block_types):
             attn = attention if block_type == "AttnUpBlock2D" else None
-            skip = widths[min(i + 1, levels - 1)]
-            block = UpBlock2D(widths[max(i - 1, 0)], out, skip, layers_per_block + 1, resnet, attn)
-            if i < levels - 1:
-                block.upsamplers = nn.ModuleList([Upsample2D(out)])
+            below, above = widths[min(i + 1, len(widths) - 1)], widths[max(i - 1, 0)]
+            block = UpBlock2D(below, widths[i], above, layers + 1, resnet, attn)
+            if i > 0:
+                block.upsamplers = nn.ModuleList([Upsample2D(widths[i])])
             self.up_blocks.append(block)
 
         # output
-        self.conv_norm_out = norm(width)
+        self.conv_norm_out = norm(widths[0])
         self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
         self,
@@ -392,36 +368,27 @@ class UNet2DModel(diffusers.UNet2DModel):
 
 
 def is_usual(config: dict) -> bool:
-    """Whether a network is written out in this file."""
-    usual = all(config[name] == values[0] for name, values in CHOICES.items())
-    return usual and config["mid_block_scale_factor"] == 1 and config["attn_norm_num_groups"] is None
+    """Whether a network is written out in this file. diffusers' code builds, or refuses, all others."""
+    down, up = config["down_block_types"], config["up_block_types"]
+    return (
+        all(config[name] == value for name, value in USUAL.items())
+        and set(down) <= {"DownBlock2D", "AttnDownBlock2D"}
+        and set(up) <= {"UpBlock2D", "AttnUpBlock2D"}
+        and len(down) == len(up) == len(config["block_out_channels"])
+        and config["layers_per_block"] > 0
+    )
 
 
 def check_options(config: dict) -> None:
-    """Check a U-Net config. Raises a ValueError that names the first option that is not covered or does not fit."""
-    channels, head_dim = config["block_out_channels"], config["attention_head_dim"]
-    chosen = [(name, config[name], allowed) for name, allowed in CHOICES.items()]
-    chosen += [(name, value, allowed) for name, allowed in BLOCK_TYPES.items() for value in config[name]]
-    chosen += [("act_fn", str(config["act_fn"]).lower(), ACTIVATIONS)]
-    for name, value, allowed in chosen:
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r} is not covered; choose from {', '.join(map(str, allowed))}")
-    for name in BLOCK_TYPES:
-        if len(config[name]) != len(channels):
-            entries = f"{len(config[name])} entries, block_out_channels {len(channels)}"
-            raise ValueError(f"{name} has {entries}: make them equal")
-    for name in ("in_channels", "out_channels", "layers_per_block"):
-        if config[name] < 1:
-            raise ValueError(f"{name}={config[name]!r} must be at least 1")
-    groups = {"norm_num_groups": channels}
-    if config["attn_norm_num_groups"] is not None:
-        groups["attn_norm_num_groups"] = channels[-1:]
-    for name, widths in groups.items():
-        if not config[name] or any(width % config[name] for width in widths):
-            raise ValueError(f"{name}={config[name]!r} must divide all of {list(widths)}, from block_out_channels")
-    levels = [*zip(channels, config["down_block_types"]), *zip(channels[::-1], config["up_block_types"])]
+    """Raise a ValueError for what diffusers takes in silence, or PyTorch refuses without the option's name."""
+    widths, head_dim = config["block_out_channels"], config["attention_head_dim"]
+    for name, divided in (("norm_num_groups", widths), ("attn_norm_num_groups", widths[-1:])):
+        groups = config[name]
+        if groups is not None and (groups < 1 or any(width % groups for width in divided)):
+            raise ValueError(f"{name}={groups!r} must divide all of {list(divided)}, from block_out_channels")
+    levels = [*zip(widths, config["down_block_types"]), *zip(widths[::-1], config["up_block_types"])]
     attended = [width for width, block_type in levels if block_type.startswith("Attn")]
     if config["mid_block_type"] and config["add_attention"]:
-        attended.append(channels[-1])
+        attended.append(widths[-1])
     if head_dim is not None and attended and not 1 <= head_dim <= min(attended):
         raise ValueError(f"attention_head_dim={head_dim!r} must lie between 1 and the least width, {min(attended)}")

@@ -49,6 +49,18 @@ CONFIGS = {
     "odd width": {"block_out_channels": (15, 30), "norm_num_groups": 5, "down_block_types": ("DownBlock2D",) * 2,
                   "up_block_types": ("UpBlock2D",) * 2, "act_fn": "mish"},
     "learnt variance": {"out_channels": 2, "dropout": 0.1, "act_fn": "ReLU"},
+    "skip blocks, as in google/ncsnpp-celebahq-256": {
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (32, 64, 64),
+        "norm_num_groups": None,
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+        "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "sample_size": 32,
+    },
+    "resnet blocks": {"down_block_types": ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+                      "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D")},
+    "a learnt table of times": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
 }  # fmt: skip
 
 
@@ -102,6 +114,18 @@ def test_state_dicts_load_both_ways_and_configs_are_the_same(name):
     assert {k: v for k, v in ours.config.items() if k not in hidden} == {
         k: v for k, v in stock.config.items() if k not in hidden
     }
+
+
+@pytest.mark.parametrize("config", [{}, RESNET], ids=["usual", "rare"])
+def test_options_are_taken_as_by_stock(config):
+    """By position and by name, and those not given are known as defaults; others are refused."""
+    with torch.device("meta"):
+        ours, stock = (cls(28, 1, 1, **config).config for cls in (UNet2DModel, diffusers.UNet2DModel))
+    assert ours["sample_size"] == 28 and set(ours["_use_default_values"]) == set(stock["_use_default_values"])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
+        UNet2DModel(layer=2, **config)
+    with pytest.raises(TypeError):
+        UNet2DModel(*range(99), **config)
 
 
 def test_same_seed_gives_the_same_initial_weights_as_stock():
@@ -255,25 +279,37 @@ def test_class_labels_are_asked_for_and_refused():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("time_embedding_type", "learned"),
-        ("class_embed_type", "timestep"),
-        ("mid_block_type", "UNetMidBlock2DCrossAttn"),
-        ("resnet_time_scale_shift", "spatial"),
-        ("downsample_type", "fir"),
-        ("upsample_type", None),
-        ("act_fn", "tanh"),
-        ("down_block_types", ("SkipDownBlock2D",) * 3),
         ("up_block_types", ("UpBlock2D",) * 2),
         ("norm_num_groups", 5),
-        ("norm_num_groups", None),
+        ("norm_num_groups", 0),
         ("attn_norm_num_groups", 7),
         ("attention_head_dim", 64),
-        ("layers_per_block", 0),
+        ("attention_head_dim", 0),
     ],
 )
-def test_what_is_not_covered_is_refused_by_name(option, value):
+def test_what_does_not_fit_is_refused_by_name(option, value):
     with pytest.raises(ValueError, match=option):
         UNet2DModel(**BASE | {option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("time_embedding_type", "unknown"),
+        ("resnet_time_scale_shift", "spatial"),
+        ("act_fn", "tanh"),
+        ("down_block_types", ("UpBlock2D",) * 3),
+        ("up_block_types", ("CrossAttnUpBlock2D",) * 3),
+        ("block_out_channels", (16, 32)),
+        ("norm_num_groups", None),
+    ],
+)
+def test_what_stock_refuses_is_refused_in_its_words(option, value):
+    with pytest.raises(Exception) as theirs:
+        diffusers.UNet2DModel(**BASE | {option: value})
+    with pytest.raises(theirs.type) as ours:
+        UNet2DModel(**BASE | {option: value})
+    assert str(ours.value) == str(theirs.value)
 
 
 def test_checkpoints_from_before_diffusers_0_15_load(tmp_path):

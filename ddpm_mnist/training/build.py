@@ -13,6 +13,19 @@ from ..unet import UNet2DModel
 from .config import TrainConfig
 
 AT_MOST = {"layers_per_block": 64, "num_train_timesteps": 1_000_000}  # more would take minutes to be built
+CHOICES = {  # other values do not train, or diffusers takes them in silence or refuses them without the option's name
+    "time_embedding_type": ("positional",),  # "fourier" divides by t, and t = 0 is a timestep
+    "class_embed_type": (None,),  # num_class_embeds is enough for classes
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+}
 CLASSES = {"unet": UNet2DModel, "scheduler": DDPMScheduler}
 
 
@@ -25,16 +38,18 @@ def build(config: TrainConfig, section: str, channels: int = 1):
     if section == "unet" and settings["in_channels"] is None:
         settings = settings | {"in_channels": channels, "out_channels": channels}
     known = [name for name in inspect.signature(CLASSES[section].__init__).parameters if name != "self"]
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             raise ConfigError(f"{section}.{key}: unknown key; {nearest(str(key), known)}")
-    for key, most in AT_MOST.items():
-        if isinstance(settings.get(key), (int, float)) and not settings[key] <= most:
-            raise ConfigError(f"{section}.{key} {settings[key]}: must be at most {most:,}")
+        for entry in value if isinstance(value, (list, tuple)) else [value]:
+            if key in CHOICES and entry not in CHOICES[key]:
+                raise ConfigError(f"{section}.{key} {entry}: choose from {', '.join(map(str, CHOICES[key]))}")
+        if key in AT_MOST and isinstance(value, (int, float)) and not 1 <= value <= AT_MOST[key]:
+            raise ConfigError(f"{section}.{key} {value}: must be at least 1 and at most {AT_MOST[key]:,}")
     try:
         return CLASSES[section](**settings)
     except Exception as e:  # whatever a value of the wrong type leads to
-        raise ConfigError(f"{section}.{first_line(e)}") from None
+        raise ConfigError(f"{section}: {first_line(e)}") from None
 
 
 def check_models(config: TrainConfig) -> None:
@@ -48,8 +63,6 @@ def check_models(config: TrainConfig) -> None:
     if not ((scheduler.betas > 0) & (scheduler.betas <= 1)).all():
         where = "beta_start, beta_end" if scheduler.config.trained_betas is None else "trained_betas"
         raise ConfigError(f"scheduler.{where}: every beta must lie in (0, 1]; Ho et al. use 1e-4 and 0.02")
-    if scheduler.config.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
-        raise ConfigError("scheduler.variance_type: not trained or sampled here; use fixed_small or fixed_large")
     if scheduler.alphas_cumprod[-1] == 0 and scheduler.config.prediction_type == "epsilon":
         raise ConfigError(
             "scheduler.prediction_type epsilon: x_0 does not follow from it at the last timestep, since "
@@ -66,8 +79,6 @@ def check_models(config: TrainConfig) -> None:
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
 
-    if unet.config.time_embedding_type == "fourier":
-        raise ConfigError("unet.time_embedding_type fourier: divides by t, and t = 0 is a timestep; use positional")
     channels = unet.config.in_channels, unet.config.out_channels
     if channels not in ((1, 1), (3, 3)):
         raise ConfigError(
