@@ -137,8 +137,7 @@ def read_options(
     values: dict[str, Any] | None = None,
     extra: dict[str, str] | None = None,
     epilog: str | None = None,
-    sections: bool = False,
-) -> Options | tuple[Options, list[str]]:
+) -> Options:
     """The command line as an instance of the dataclass `cls`.
 
     Args:
@@ -146,7 +145,6 @@ def read_options(
         description, epilog: open and close `--help`.
         file, values: options that replace the defaults, and the YAML file that they were read from.
         extra: options (name -> help) that `--help` lists and others read.
-        sections: also return the arguments that no option took, such as `--unet.dropout`; otherwise they are an error.
 
     Raises:
         ConfigError: an unknown option or key of the file, a value of the wrong type, or one that breaks its rules.
@@ -160,12 +158,12 @@ def read_options(
     options, _, rest = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
-    if rest and not sections:
+    if rest:
         raise no_such_option(cls, rest[0])
     paths = {o.name: getattr(options, o.name) for o in options_of(cls) if o.metadata["path"]}
     options = replace(options, **{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
     check_rules(options)
-    return (options, rest) if sections else options
+    return options
 
 
 ELSEWHERE = {  # names in other training scripts, such as diffusers' train_unconditional.py, and what they are here
@@ -180,7 +178,9 @@ ELSEWHERE = {  # names in other training scripts, such as diffusers' train_uncon
     "--fp16": "--mixed_precision fp16",
     "--save_images_epochs": "--validation_steps, in updates",
     "--save_model_epochs": "--checkpointing_steps, in updates",
-    "--num_epochs": "--num_train_epochs",
+    "--num_epochs": "--max_train_steps, in updates",
+    "--num_train_epochs": "--max_train_steps, in updates",
+    "--resolution": "--unet.sample_size",
     "--hub_token": "HF_TOKEN, or `hf auth login`",
     "--device": "ACCELERATE_USE_CPU=true for the CPU",
 }
@@ -205,16 +205,15 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
     types, known = get_type_hints(cls), {option.name for option in options_of(cls)}
     defaults = {}
     for key, value in values.items():
-        if key not in known:
-            names = [option.name for option in fields(cls)]  # its sections too
-            raise ConfigError(f"--config {file}: unknown key {str(key)[:40]!r}; {nearest(str(key), names)}")
+        if key not in known and value is not None:  # null: a record of an earlier version, which had more options
+            raise ConfigError(f"--config {file}: {no_such_option(cls, f'--{key}'[:40])}")
         if isinstance(value, (list, dict)):
             raise ConfigError(f"--config {file}: --{key} {value}: must be one value")
         if isinstance(value, bool) and get_origin(types[key]) is Literal:
             value = "yes" if value else "no"  # YAML reads an unquoted no as False
         if value is not None:
             defaults[key] = str(value)
-        elif NoneType in get_args(types[key]):
+        elif NoneType in get_args(types.get(key)):
             defaults[key] = None
     return defaults
 

@@ -1,6 +1,5 @@
 """A training run: its parts, and its state from one update to the next."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -56,8 +55,6 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         self.num_steps = config.max_train_steps
-        if self.num_steps is None:
-            self.num_steps = math.ceil(config.num_train_epochs * len(data.train) / self.global_batch)
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
