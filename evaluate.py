@@ -75,7 +75,6 @@ def evaluate(config: EvaluateConfig) -> str:
             raise ConfigError(f"--output_dir {output_dir}: {problem}")
 
     from ddpm_mnist.evaluation import report  # here and not above, so that --help need not wait for torch
-    from ddpm_mnist.evaluation.error import error_table
     from ddpm_mnist.loading import is_checkpoint, load_model
 
     model = load_model(config.model)
@@ -85,8 +84,6 @@ def evaluate(config: EvaluateConfig) -> str:
     measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
     results |= {"config": settings, "weights_sha256": weights_sha256(Path(config.model)) if measured else None}
     text = f"{report.table(results)}\n\n*{results['protocol']}.*\n"
-    if results["bound"]:
-        text += f"\n{error_table(results['bound']['error'])}\n"
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / OUTPUTS[0], results)
     (output_dir / OUTPUTS[1]).write_text(text, encoding="utf-8")

@@ -85,14 +85,6 @@ CASES = [  # (arguments, parts of the line)
     (["--scheduler.num_train_timesteps=3"], ["--ddpm_num_inference_steps 4", "only 3"]),
     (["--scheduler.trained_betas=[0.1, 0.2]"], ["scheduler.trained_betas", "2 values"]),
     (["--scheduler.rescale_betas_zero_snr=true"], ["scheduler.prediction_type epsilon", "use v_prediction"]),
-    (
-        [
-            "--uniform_timesteps=0.5",
-            "--scheduler.num_train_timesteps=4",
-            "--scheduler.trained_betas=[0.5, 1.0e-30, 1.0e-30, 1.0e-30]",
-        ],
-        ["--uniform_timesteps 0.5", "no timestep"],
-    ),
     (["--scheduler.trained_betas=[.nan]", "--scheduler.num_train_timesteps=1"], ["scheduler.trained_betas: every"]),
     (["--train_batch_size=100000000"], ["--train_batch_size 100000000: must be at most"]),
     (["--num_validation_images=1000000000000"], ["--num_validation_images 1000000000000: must be at most"]),

@@ -70,9 +70,3 @@ def error_by_snr(model: Model, train: Images, seed: int = 0) -> list[dict[str, f
         least, above = (best - images).square().mean().item(), (predicted - best).square().mean().item()
         results.append({"log_snr": log_snr, "least": round(least, 6), "above": round(above, 6)})
     return results
-
-
-def error_table(errors: list[dict[str, float]]) -> str:
-    """`error_by_snr` as a Markdown table."""
-    lines = ["| log SNR | least possible error of x_0 | the model's, above it |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {e['log_snr']} | {e['least']:.4f} | {e['above']:.4f} |" for e in errors)])
