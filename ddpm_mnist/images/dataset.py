@@ -1,6 +1,5 @@
 """The data of a run: where its images come from, which are held out, and their labels."""
 
-import gzip
 import hashlib
 import re
 from contextlib import suppress
@@ -11,7 +10,6 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from PIL import Image
 from torch import Tensor
 
 from ..errors import ConfigError, cause_of, check_lfs, first_line, shorten
@@ -26,7 +24,6 @@ DOCS = 'see "Other images" in docs/running.md'
 MOST_CLASSES = 100_000  # larger numbers identify something else
 LOOKED_AT = 256  # images that decide whether a set has colour
 MIN_CONTRAST = 4  # of 255; a smaller range means unscaled pixels, such as 0 and 1
-ARRAYS = {"x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def load_data(
     is a ConfigError that says what to do.
     """
     with_labels = with_labels or shape.num_classes is not None
-    name, splits, local = load_splits(options, with_labels or options.label_column is not None)
+    name, splits, local = load_splits(options)
     column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
     parts = hold_out(splits, num_held_out)
@@ -168,7 +165,7 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
     return f"{len(images)} images, {digest.hexdigest()[:16]}"
 
 
-def load_splits(options: DataOptions, with_labels: bool) -> tuple[str, DatasetDict, bool]:
+def load_splits(options: DataOptions) -> tuple[str, DatasetDict, bool]:
     """The dataset's name without path and revision, its splits, and whether it was read from this machine's disk.
 
     ConfigError: it has no train split, or cannot be loaded.
@@ -177,7 +174,7 @@ def load_splits(options: DataOptions, with_labels: bool) -> tuple[str, DatasetDi
     option, path, local = f"--dataset_name {name}", Path(name), Path(name).exists()
     try:
         if local:
-            splits = read_local(path, options, with_labels)
+            splits = read_local(path, options)
         else:
             repo_id, revision = repo_and_revision(name)
             config, cache = options.dataset_config_name, options.cache_dir
@@ -196,56 +193,10 @@ def load_splits(options: DataOptions, with_labels: bool) -> tuple[str, DatasetDi
     return shown, splits.with_format(None), local
 
 
-def read_local(path: Path, options: DataOptions, with_labels: bool) -> DatasetDict:
-    """A folder or a file: MNIST's own arrays, what `save_to_disk` saved, or what `load_dataset` reads."""
-    if not path.is_dir() and not path.is_file():
-        raise ValueError("a pipe or a device, and neither a folder nor a file")
-    if arrays := read_arrays(path):
-        return from_arrays(arrays, with_labels)
+def read_local(path: Path, options: DataOptions) -> DatasetDict:
+    """A folder or a file: what `save_to_disk` saved, or what `load_dataset` reads."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     folder, file = (path, None) if path.is_dir() else (path.absolute().parent, path.name)
     return datasets.load_dataset(str(folder), options.dataset_config_name, data_files=file, cache_dir=options.cache_dir)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """`ARRAYS` from Keras' mnist.npz, or from a folder with the idx files of MNIST's page; empty for anything else."""
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return {key: file[key] for key in ARRAYS if key in file}
-    files = {key: sorted(filter(Path.is_file, path.glob(f"{name}[-.]idx[13]-ubyte*"))) for key, name in ARRAYS.items()}
-    return {key: read_idx(some[0]) for key, some in files.items() if some}  # the first is not compressed
-
-
-def read_idx(file: Path) -> np.ndarray:
-    """The format of yann.lecun.com: a magic number whose last byte counts the dimensions, the sizes, the bytes."""
-    try:
-        content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
-        shape = np.frombuffer(content, ">u4", content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except Exception as error:  # of gzip, zlib, NumPy and the disk
-        raise ConfigError(f"--dataset_name {file}: not a complete idx file ({first_line(error)})") from error
-
-
-def from_arrays(arrays: dict[str, np.ndarray], with_labels: bool) -> DatasetDict:
-    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`.
-
-    ValueError: an array is not that.
-    """
-    splits = DatasetDict()
-    for split in ("train", "test"):
-        images, labels = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
-        if images is None:
-            continue
-        if images.ndim not in (3, 4):
-            raise ValueError(f"x_{split} has the shape {images.shape}, and not [N, height, width]")
-        splits[split] = Dataset.from_dict({"image": [Image.fromarray(pixels.squeeze()) for pixels in images]})
-        if labels is None or not with_labels:
-            continue
-        whole = labels.dtype.kind in "iu" and labels.size == len(images)
-        if not whole or not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
-            raise ValueError(f"y_{split} ({labels.dtype} {labels.shape}) is not a class number for each image")
-        classes = datasets.ClassLabel(num_classes=int(labels.max()) + 1)
-        splits[split] = splits[split].add_column("label", labels.reshape(-1).tolist(), feature=classes)
-    return splits
