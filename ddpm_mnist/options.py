@@ -270,9 +270,7 @@ class DataOptions:
     """Data"""
 
     dataset_name: str | None = opt(
-        None,
-        "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file. Default: ylecun/mnist.",
-        path=True,
+        None, "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file. Default: ylecun/mnist.", path=True
     )
     dataset_config_name: str | None = opt(None, "The dataset's configuration, if it has several.")
     image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
@@ -287,9 +285,7 @@ class SampleOptions:
     """Samples"""
 
     model: str = opt(
-        "ddpm-mnist",
-        "Folder of a pipeline or of a checkpoint; or USER/NAME or USER/NAME@REVISION on the Hub.",
-        path=True,
+        "ddpm-mnist", "Folder of a pipeline or checkpoint; or USER/NAME or USER/NAME@REVISION on the Hub.", path=True
     )
     num_images: int = opt(16, "How many.", at_least=1, at_most=1_000_000)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1, at_most=1_000_000)
@@ -300,16 +296,10 @@ class SampleOptions:
         None, "Steps. Default: 50, for dpmsolver 20. The paper takes all 1000.", at_least=1
     )
     guidance_scale: float = opt(
-        1.5,
-        "Strength of the guidance of a conditional model: more is clearer and less varied; 1 is none.",
-        at_least=-1000,
-        at_most=1000,
+        1.5, "Guidance of a conditional model: more is clearer and less varied; 1: none.", at_least=-1000, at_most=1000
     )
     guidance_min_log_snr: float = opt(
-        -2.0,
-        "Guide only where log SNR(t) is at least this, for more variety; -1000: everywhere.",
-        at_least=-1000,
-        at_most=1000,
+        -2.0, "Guide where log SNR(t) is at least this, for variety; -1000: everywhere.", at_least=-1000, at_most=1000
     )
     mixed_precision: Literal["no", "bf16"] = opt(
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."

@@ -90,20 +90,14 @@ class RecipeOptions:
         0.9999, "Upper limit of the decay, (1 + n) / (10 + n) after n updates: about a run's last tenth.", fraction=True
     )
     class_dropout_prob: float = opt(
-        0.0,
-        "Share of labels dropped, for classifier-free guidance; the last of unet.num_class_embeds then means none.",
-        fraction=True,
+        0.0, "Share of labels dropped, for guidance; the last of unet.num_class_embeds then means none.", fraction=True
     )
     random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.")
     timestep_sampling: Literal["uniform", "stratified"] = opt(
-        "stratified",
-        "Draw the timesteps of a batch one by one, or spread evenly, which lowers the noise of the gradient.",
+        "stratified", "Draw the timesteps of a batch one by one, or spread evenly: less noise in the gradient."
     )
     uniform_timesteps: float = opt(
-        0.25,
-        "Share of uniform timesteps; the others lie where the image takes shape, log SNR ~ N(-1.75, 1.9^2).",
-        at_least=0,
-        at_most=1,
+        0.25, "Share of uniform timesteps; the log SNR of the others ~ N(-1.75, 1.9^2).", at_least=0, at_most=1
     )
     reference_images: int = opt(
         16384,
