@@ -3,8 +3,6 @@
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -53,16 +51,6 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if why:
         accelerator.print(f"Mixed precision {precision}: {why}.")
     return accelerator
-
-
-@contextmanager
-def settings_restored() -> Iterator[None]:
-    """Restore what `use_hardware` sets for CUDA at the end."""
-    tf32, deterministic = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic = tf32, deterministic
 
 
 def check_gpus() -> None:

@@ -26,7 +26,7 @@ from .build import build, check_models, start_from
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
 from .guide import Guide
-from .hardware import settings_restored, start_accelerator
+from .hardware import start_accelerator
 from .log import MetricsLog
 from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
@@ -289,7 +289,8 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         if not AcceleratorState._shared_state:  # else the caller has an Accelerator in this process
             at_the_end.callback(GradientState._reset_state)
             at_the_end.callback(AcceleratorState._reset_state, reset_partial_state=True)
-        at_the_end.enter_context(settings_restored())
+        for backend, setting in ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "deterministic")):
+            at_the_end.callback(setattr, backend, setting, getattr(backend, setting))
         run = make_run(config)
         at_the_end.callback(run.close)
         yield run
