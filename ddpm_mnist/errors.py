@@ -48,9 +48,7 @@ def nearest(key: str, known: list[str]) -> str:
 
 def writable_problem(folder: Path) -> str | None:
     """Why files cannot be written into a folder, which may not exist yet; None if they can."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
-    if not existing.exists():
-        return f"{existing} is a broken link; remove it, or name another"
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
         return f"{existing} is a file; name a folder"
     return None if may_write(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written; {PERMISSIONS}"
@@ -60,8 +58,6 @@ def file_problem(path: Path) -> str | None:
     """Why a file cannot be written, or replaced if it exists; None if it can."""
     if path.is_dir():
         return f"{path} is a folder, and a file goes there; name another, or move it"
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a broken link; remove it, or name another"
     if path.exists() and not may_write(path, os.W_OK):
         return f"{path} cannot be written; {PERMISSIONS}"
     return writable_problem(path.parent)

@@ -292,9 +292,7 @@ class SampleOptions:
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
         "ddpm", "Sampler: ddpm, Algorithm 2; ddim, which adds no noise; dpmsolver, the fastest."
     )
-    num_inference_steps: int | None = opt(
-        None, "Steps. Default: 50, for dpmsolver 20. The paper takes all 1000.", at_least=1
-    )
+    num_inference_steps: int | None = opt(None, "Steps. Default: 50; dpmsolver: 20. The paper: all 1000.", at_least=1)
     guidance_scale: float = opt(
         1.5, "Guidance of a conditional model: more is clearer and less varied; 1: none.", at_least=-1000, at_most=1000
     )

@@ -27,14 +27,7 @@ def make_sampler(name: str, config, num_inference_steps: int):
     """
     few = num_inference_steps < config.num_train_timesteps
     change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}
-    return SAMPLERS[name].from_config(config, **change, **known_betas(config))
-
-
-def known_betas(config) -> dict:
-    """Changes to a scheduler's config after which every sampler knows its betas: only DDPM's knows the sigmoid's."""
-    if config.beta_schedule != "sigmoid" or config.trained_betas is not None:
-        return {}
-    return {"beta_schedule": "linear", "trained_betas": DDPMScheduler.from_config(config).betas.tolist()}
+    return SAMPLERS[name].from_config(config, **change)
 
 
 def noise_of(

@@ -80,6 +80,7 @@ CASES = [  # (arguments, parts of the line)
     (["--unet.class_embed_type=timestep"], ["unet.class_embed_type", "timestep"]),
     (["--unet.layers_per_block"], ["--unet.layers_per_block", "needs a value"]),
     (["--scheduler.beta_schedule=cosine"], ["scheduler.beta_schedule='cosine'", "squaredcos_cap_v2"]),
+    (["--scheduler.beta_schedule=sigmoid"], ["scheduler.beta_schedule sigmoid", "trained_betas"]),
     (["--scheduler.beta_end=1.5"], ["scheduler.beta_start, beta_end"]),
     (["--scheduler.variance_type=learned"], ["scheduler.variance_type"]),
     (["--scheduler.num_train_timesteps=3"], ["--ddpm_num_inference_steps 4", "only 3"]),

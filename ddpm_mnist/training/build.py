@@ -49,6 +49,8 @@ def check_models(config: TrainConfig) -> None:
         raise ConfigError(f"scheduler.{where}: every beta must lie in (0, 1]; Ho et al. use 1e-4 and 0.02")
     if scheduler.config.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
         raise ConfigError("scheduler.variance_type: not trained or sampled here; use fixed_small or fixed_large")
+    if scheduler.config.beta_schedule == "sigmoid":  # only diffusers' DDPMScheduler knows it
+        raise ConfigError("scheduler.beta_schedule sigmoid: other samplers lack it; give its trained_betas instead")
     if scheduler.alphas_cumprod[-1] == 0 and scheduler.config.prediction_type == "epsilon":
         raise ConfigError(
             "scheduler.prediction_type epsilon: x_0 does not follow from it at the last timestep, since "

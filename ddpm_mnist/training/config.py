@@ -64,9 +64,7 @@ class RunOptions:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
     )
-    init_from: str | None = opt(
-        None, "Start from the weights of this pipeline or checkpoint, named as generate.py's --model.", path=True
-    )
+    init_from: str | None = opt(None, "Start from this model's weights; named as generate.py's --model.", path=True)
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,9 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Validation"""
+    """Validation: the held-out loss and a grid of samples"""
 
-    validation_steps: int = opt(
-        400, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
-    )
+    validation_steps: int = opt(400, "Loss and samples at update 100, every N, and at the end; 0: never.", at_least=0)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1, at_most=10_000)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
 from ..record import RESULTS_FILE, weights_sha256, write_json
-from ..sampling import grid, known_betas, shown_steps, to_pil, trajectory_picture
+from ..sampling import grid, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .run import Run
@@ -69,7 +69,7 @@ def export_pipeline(
     """
     stock_unet = diffusers.UNet2DModel.from_config(unet.config)
     stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)
-    stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config, **known_betas(scheduler.config))
+    stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config)
     if unet.config.num_class_embeds is None:
         pipe = diffusers.DDPMPipeline(stock_unet, stock_scheduler)
     else:

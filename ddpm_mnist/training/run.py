@@ -73,9 +73,8 @@ class Run:
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
         self.references = References(config, data.train) if config.reference_images else None
-        self.guide = None
-        if config.guide_scale > 1:
-            self.guide = Guide(self.bare_unet, self.num_steps, config.guide_weak, config.guide_start)
+        shares = config.guide_weak, config.guide_start
+        self.guide = Guide(self.bare_unet, self.num_steps, *shares) if config.guide_scale > 1 else None
 
         self.identity = {
             **config.identity(),
@@ -139,6 +138,7 @@ class Run:
             total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
         )
         self.started, self.first_step = time.perf_counter(), self.step
+        self.logged = self.started, self.step
         self.unet.train()
 
     # ---- one update ------------------------------------------------------------------------------------------------
@@ -208,7 +208,9 @@ class Run:
         loss_sum, losses, skipped, in_a_row = self.accelerator.reduce(self.counts, "mean").tolist()
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise ConfigError(self.not_finite())
-        rate = self.log.images_per_second(self.step, self.global_batch)
+        (then, step), now = self.logged, time.perf_counter()
+        self.logged = now, self.step
+        rate = (self.step - step) * self.global_batch / (now - then)  # with validation and checkpoints
         mean_loss = {"loss": loss_sum / losses} if losses else {}
         self.log.write(
             self.step, mean_loss | {"lr": self.learning_rate, "images_per_second": rate, "skipped": int(skipped)}
