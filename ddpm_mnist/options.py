@@ -137,8 +137,7 @@ def read_options(
     values: dict[str, Any] | None = None,
     extra: dict[str, str] | None = None,
     epilog: str | None = None,
-    sections: bool = False,
-) -> Options | tuple[Options, list[str]]:
+) -> Options:
     """The command line as an instance of the dataclass `cls`.
 
     Args:
@@ -146,7 +145,6 @@ def read_options(
         description, epilog: open and close `--help`.
         file, values: options that replace the defaults, and the YAML file that they were read from.
         extra: options (name -> help) that `--help` lists and others read.
-        sections: also return the arguments that no option took, such as `--unet.dropout`; otherwise they are an error.
 
     Raises:
         ConfigError: an unknown option or key of the file, a value of the wrong type, or one that breaks its rules.
@@ -160,12 +158,12 @@ def read_options(
     options, _, rest = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
-    if rest and not sections:
+    if rest:
         raise no_such_option(cls, rest[0])
     paths = {o.name: getattr(options, o.name) for o in options_of(cls) if o.metadata["path"]}
     options = replace(options, **{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
     check_rules(options)
-    return (options, rest) if sections else options
+    return options
 
 
 ELSEWHERE = {  # names in other training scripts, such as diffusers' train_unconditional.py, and what they are here
@@ -180,7 +178,9 @@ ELSEWHERE = {  # names in other training scripts, such as diffusers' train_uncon
     "--fp16": "--mixed_precision fp16",
     "--save_images_epochs": "--validation_steps, in updates",
     "--save_model_epochs": "--checkpointing_steps, in updates",
-    "--num_epochs": "--num_train_epochs",
+    "--num_epochs": "--max_train_steps, in updates",
+    "--num_train_epochs": "--max_train_steps, in updates",
+    "--resolution": "--unet.sample_size",
     "--hub_token": "HF_TOKEN, or `hf auth login`",
     "--device": "ACCELERATE_USE_CPU=true for the CPU",
 }
@@ -205,16 +205,15 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
     types, known = get_type_hints(cls), {option.name for option in options_of(cls)}
     defaults = {}
     for key, value in values.items():
-        if key not in known:
-            names = [option.name for option in fields(cls)]  # its sections too
-            raise ConfigError(f"--config {file}: unknown key {str(key)[:40]!r}; {nearest(str(key), names)}")
+        if key not in known and value is not None:  # null: a record of an earlier version, which had more options
+            raise ConfigError(f"--config {file}: {no_such_option(cls, f'--{key}'[:40])}")
         if isinstance(value, (list, dict)):
             raise ConfigError(f"--config {file}: --{key} {value}: must be one value")
         if isinstance(value, bool) and get_origin(types[key]) is Literal:
             value = "yes" if value else "no"  # YAML reads an unquoted no as False
         if value is not None:
             defaults[key] = str(value)
-        elif NoneType in get_args(types[key]):
+        elif NoneType in get_args(types.get(key)):
             defaults[key] = None
     return defaults
 
@@ -271,9 +270,7 @@ class DataOptions:
     """Data"""
 
     dataset_name: str | None = opt(
-        None,
-        "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file. Default: ylecun/mnist.",
-        path=True,
+        None, "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file. Default: ylecun/mnist.", path=True
     )
     dataset_config_name: str | None = opt(None, "The dataset's configuration, if it has several.")
     image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
@@ -288,29 +285,19 @@ class SampleOptions:
     """Samples"""
 
     model: str = opt(
-        "ddpm-mnist",
-        "Folder of a pipeline or of a checkpoint; or USER/NAME or USER/NAME@REVISION on the Hub.",
-        path=True,
+        "ddpm-mnist", "Folder of a pipeline or checkpoint; or USER/NAME or USER/NAME@REVISION on the Hub.", path=True
     )
     num_images: int = opt(16, "How many.", at_least=1, at_most=1_000_000)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1, at_most=1_000_000)
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
         "ddpm", "Sampler: ddpm, Algorithm 2; ddim, which adds no noise; dpmsolver, the fastest."
     )
-    num_inference_steps: int | None = opt(
-        None, "Steps. Default: 50, for dpmsolver 20. The paper takes all 1000.", at_least=1
-    )
+    num_inference_steps: int | None = opt(None, "Steps. Default: 50; dpmsolver: 20. The paper: all 1000.", at_least=1)
     guidance_scale: float = opt(
-        1.5,
-        "Strength of the guidance of a conditional model: more is clearer and less varied; 1 is none.",
-        at_least=-1000,
-        at_most=1000,
+        1.5, "Guidance of a conditional model: more is clearer and less varied; 1: none.", at_least=-1000, at_most=1000
     )
     guidance_min_log_snr: float = opt(
-        -2.0,
-        "Guide only where log SNR(t) is at least this, for more variety; -1000: everywhere.",
-        at_least=-1000,
-        at_most=1000,
+        -2.0, "Guide where log SNR(t) is at least this, for variety; -1000: everywhere.", at_least=-1000, at_most=1000
     )
     mixed_precision: Literal["no", "bf16"] = opt(
         "no", "bf16: over twice as fast where the hardware computes in it; the changes are imperceptible."

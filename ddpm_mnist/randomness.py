@@ -76,20 +76,12 @@ def draw_noise_and_timesteps(
     return noise, timesteps
 
 
-def drop_labels(
-    labels: Tensor, seed: int, number: int, global_batch: int, rows: slice, probability: float, null_class_label: int
+def draw_rows(
+    seed: int, purpose: str, number: int, probability: float, global_batch: int, rows: slice, device: torch.device
 ) -> Tensor:
-    """The labels `[B]` of these rows of global batch `number`, some replaced by `null_class_label`.
+    """Which of these rows of global batch `number` something happens to, each with this probability: `[B]`, bool.
 
-    Which are dropped is drawn for the whole global batch, as the noise is.
+    It is drawn for the whole global batch, as the noise is.
     """
-    generator = seeded_generator(seed, "label dropout", number, labels.device)
-    dropped = torch.rand(global_batch, generator=generator, device=labels.device) < probability
-    return torch.where(dropped[rows], null_class_label, labels)
-
-
-def flip_images(images: Tensor, seed: int, number: int, global_batch: int, rows: slice) -> Tensor:
-    """The images `[B, C, H, W]` of these rows of global batch `number`, each mirrored with probability one half."""
-    generator = seeded_generator(seed, "flip", number, images.device)
-    flipped = torch.rand(global_batch, generator=generator, device=images.device) < 0.5
-    return torch.where(flipped[rows, None, None, None], images.flip(-1), images)
+    generator = seeded_generator(seed, purpose, number, device)
+    return (torch.rand(global_batch, generator=generator, device=device) < probability)[rows]

@@ -48,7 +48,7 @@ def test_a_set_in_colour_from_training_to_the_push(tmp_path, train, monkeypatch,
     """Columns as in CIFAR-10; everything after the training finds out by itself that the images have colour."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     name = save(tmp_path / "squares", [patch(i) for i in range(90)], column="img")
-    out = train("out", dataset_name=name, **{"unet.num_class_embeds": 3, "resolution": 32})
+    out = train("out", dataset_name=name, **{"unet.num_class_embeds": 3, "unet.sample_size": 32})
     assert json.loads((out / "unet/config.json").read_text())["in_channels"] == 3
     assert Image.open(sorted((out / "samples").iterdir())[-1]).mode == "RGB"
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -249,9 +250,12 @@ def flip_a_bit(checkpoint: Path) -> None:
 DAMAGE = {
     "truncated": (truncate, "safetensors was altered"),
     "a flipped bit": (flip_a_bit, "state.pt was altered"),
-    "a missing file": (lambda c: (c / "unet/config.json").unlink(), "unet/config.json is missing"),
-    "no manifest": (lambda c: (c / "manifest.json").unlink(), "no manifest"),
-    "half a manifest": (lambda c: (c / "manifest.json").write_text('{"step": 8, "fi'), "manifest cannot be read"),
+    "a missing file": (lambda c: (c / "unet/config.json").unlink(), "cannot be read .*No such file.*config.json"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "cannot be read .*No such file.*manifest.json"),
+    "half a manifest": (
+        lambda c: (c / "manifest.json").write_text('{"step": 8, "fi'),
+        "cannot be read .*Unterminated string",
+    ),
 }
 
 
@@ -262,7 +266,7 @@ def test_latest_skips_a_damaged_checkpoint_with_a_warning(name, model, tmp_path)
     spoil(out / "checkpoint-8")
     warnings = []
     assert find_checkpoint("latest", out, warnings.append) == out / "checkpoint-4"
-    assert len(warnings) == 1 and "checkpoint-8" in warnings[0] and problem in warnings[0]
+    assert len(warnings) == 1 and "checkpoint-8" in warnings[0] and re.search(problem, warnings[0])
     with pytest.raises(ConfigError, match=f"--resume_from_checkpoint checkpoint-8: .*{problem}"):
         find_checkpoint("checkpoint-8", out)
     spoil(out / "checkpoint-4")

@@ -24,7 +24,7 @@ from ddpm_mnist.errors import LFS_POINTER, ConfigError
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import SampleOptions, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, denoise, guided, step_arguments, with_timesteps
-from ddpm_mnist.randomness import drop_labels, seeded_generator
+from ddpm_mnist.randomness import draw_rows, seeded_generator
 from ddpm_mnist.record import WEIGHTS_FILE
 from ddpm_mnist.sampling import grid, make_sampler, noise_of, to_pil
 from ddpm_mnist.training.config import SCHEDULER
@@ -172,12 +172,12 @@ def test_ddim_goes_on_from_the_clipped_image():
 
 
 def test_labels_are_dropped_at_the_given_rate_whoever_computes_them():
-    labels = torch.arange(10).repeat(100)
-    whole = torch.cat([drop_labels(labels, 0, n, 1000, slice(0, 1000), 0.25, 10) for n in range(20)])
-    dropped = whole == 10
-    assert 0.23 < dropped.float().mean() < 0.27
-    assert torch.equal(whole[~dropped], labels.repeat(20)[~dropped])
-    halves = [drop_labels(labels[rows], 0, 3, 1000, rows, 0.25, 10) for rows in (slice(0, 500), slice(500, 1000))]
+    def dropped(number: int, rows: slice) -> torch.Tensor:
+        return draw_rows(0, "label dropout", number, 0.25, 1000, rows, torch.device("cpu"))
+
+    whole = torch.cat([dropped(number, slice(0, 1000)) for number in range(20)])
+    assert 0.23 < whole.float().mean() < 0.27
+    halves = [dropped(3, rows) for rows in (slice(0, 500), slice(500, 1000))]
     assert torch.equal(torch.cat(halves), whole[3000:4000])
 
 

@@ -71,11 +71,6 @@ def classify(classifier: ResNetForImageClassification, pixels: Tensor) -> tuple[
     return tuple(torch.cat(parts) for parts in zip(*results))
 
 
-def accuracy(classifier: ResNetForImageClassification, images: Images) -> float:
-    """The share of images whose predicted class is their label."""
-    return (classify(classifier, images.images)[0] == images.labels).float().mean().item()
-
-
 def load_judge(model: Model, config) -> Judge:
     """Load the data; the classifier is trained once per dataset, and then loaded from the cache.
 
@@ -100,4 +95,5 @@ def load_judge(model: Model, config) -> Judge:
         classifier.save_pretrained(draft)
         shutil.rmtree(folder, ignore_errors=True)  # of another evaluation, at the same time
         draft.rename(folder)
-    return Judge(data, unseen, classifier, accuracy(classifier, data.test), config)
+    correct = classify(classifier, data.test.images)[0] == data.test.labels
+    return Judge(data, unseen, classifier, correct.float().mean().item(), config)

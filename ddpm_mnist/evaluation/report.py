@@ -61,10 +61,8 @@ def measure_model(model: Model, config, folder: Path) -> tuple[dict, Tensor, Ten
     ConfigError: the model, the data or the classifier are not what an evaluation takes.
     """
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
-    if config.bound_images and variance.startswith("learned"):
-        raise ConfigError(f"--bound_images: variance_type {variance} has no bound here; 0 skips it")
-    if config.bound_images and len(model.scheduler) == 1:
-        raise ConfigError("--bound_images: a model of one timestep has no bound; 0 skips it")
+    if config.bound_images and (variance.startswith("learned") or len(model.scheduler) == 1):
+        raise ConfigError("--bound_images: no bound of a learned variance, or of a single timestep; 0 skips it")
     judge = load_judge(model, config)
     data, samples = judge.data, draw_samples(model, config, folder)
     values = measure(samples, judge)

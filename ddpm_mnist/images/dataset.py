@@ -54,11 +54,6 @@ class Data:
         """1 for grey images, 3 for colour."""
         return self.test.images.shape[1]
 
-    @property
-    def pixels(self) -> int:
-        """Numbers in an image: channels times height times width."""
-        return self.test.images[0].numel()
-
 
 def load_data(
     options: DataOptions, shape: ImageShape, num_held_out: int | None = None, warn=print, with_labels: bool = False

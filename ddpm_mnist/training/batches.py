@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..images.batches import Images, index_batches
 from ..loss import timestep_density
-from ..randomness import draw_noise_and_timesteps, drop_labels, flip_images, seed_dropout, seeded_generator
+from ..randomness import draw_noise_and_timesteps, draw_rows, seed_dropout, seeded_generator
 from ..scheduler import DDPMScheduler
 from .config import TrainConfig
 
@@ -43,11 +43,18 @@ def micro_batches(
             seed_dropout(seed, step, share)
             images, labels = next(images_and_labels)
             if config.class_dropout_prob:
-                null, probability = config.null_class_label, config.class_dropout_prob
-                labels = drop_labels(labels, seed, step, global_batch, rows, probability, null)
+                probability = config.class_dropout_prob
+                dropped = draw_rows(seed, "label dropout", step, probability, global_batch, rows, labels.device)
+                labels = torch.where(dropped, config.null_class_label, labels)
             if config.random_flip:
-                images = flip_images(images, seed, step, global_batch, rows)
+                flipped = draw_rows(seed, "flip", step, 0.5, global_batch, rows, images.device)
+                images = mirror(images, flipped)
             yield images, labels, all_timesteps[rows], all_noise[rows]
+
+
+def mirror(images: Tensor, flipped: Tensor) -> Tensor:
+    """The images `[B, C, H, W]`, those mirrored that `flipped`, `[B]`, says."""
+    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
 class References:
@@ -70,8 +77,8 @@ class References:
         indices = torch.randint(len(self.train), (self.count,), generator=generator)
         self.images, self.labels = next(self.train.batches(iter([indices])))
         if self.config.random_flip:
-            flipped = (torch.rand(self.count, generator=generator) < 0.5).to(self.images.device)
-            self.images = torch.where(flipped[:, None, None, None], self.images.flip(-1), self.images)
+            flipped = torch.rand(self.count, generator=generator) < 0.5
+            self.images = mirror(self.images, flipped.to(self.images.device))
 
     def same_class(self, labels: Tensor | None) -> Tensor | None:
         """Which references may have led to an image with this label, `[B, N]`; all for a dropped one. None: all."""

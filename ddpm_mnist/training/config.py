@@ -1,4 +1,5 @@
-"""Every option of a training run. The defaults are the recommended recipe; `configs/mnist.yaml` states the same.
+"""Every option of a training run. The defaults are the recommended recipe; `configs/mnist.yaml` states the same, with
+reasons, and `configs/paper.yaml` turns off what departs from the paper.
 
 A YAML file (`--config`) replaces defaults, and the command line wins over both. The U-Net and the noise schedule are
 sections of the file, by their diffusers config keys; the command line reaches them with a dot:
@@ -12,7 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from ..errors import ConfigError
-from ..options import DataOptions, no_such_option, opt, options_of, peek, read_options, read_yaml
+from ..options import DataOptions, opt, options_of, peek, read_options, read_yaml
+from ..record import flat
 
 # The paper's objective (Algorithm 1), with AdamW; the learning rate is ours. configs/paper.yaml states the same.
 PAPER = {
@@ -36,8 +38,6 @@ RECOMMENDED = PAPER | {
     "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
     "guide_scale": 1.6,  # at the end of the run the target moves away from what an early network outputs
 }
-# Most of the time goes to 28x28, so few channels there. Attention is at 7x7, where it has 49 tokens, with one head of
-# the full width (None), which on a CPU is several times faster than heads of width 8.
 UNET = {
     "sample_size": 28,
     "in_channels": None,  # 1 or 3, as the images have
@@ -46,10 +46,9 @@ UNET = {
     "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-    "attention_head_dim": None,
+    "attention_head_dim": None,  # one head as wide as the level
     "norm_num_groups": 8,
 }
-# T and the linear betas: Ho et al. 2020, section 4. Why this variance and clipping: configs/mnist.yaml.
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
@@ -83,19 +82,11 @@ class RunOptions:
 
     train_batch_size: int = opt(64, "Images per process and micro-batch.", at_least=1, at_most=1_000_000)
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.", at_least=1)
-    max_train_steps: int | None = opt(840, "Length of the run in optimizer updates.", at_least=1)
-    num_train_epochs: int | None = opt(
-        None, "Length of the run in passes over the images, instead of max_train_steps.", at_least=1
-    )
+    max_train_steps: int = opt(840, "Length of the run in optimizer updates.", at_least=1)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
     )
-    init_from: str | None = opt(
-        None, "Start from the weights of this pipeline or checkpoint, named as generate.py's --model.", path=True
-    )
-    resolution: int | None = opt(
-        None, "Height and width of the images. Default: unet.sample_size, which it sets.", at_least=1
-    )
+    init_from: str | None = opt(None, "Start from this model's weights; named as generate.py's --model.", path=True)
 
 
 @dataclass(frozen=True)
@@ -123,18 +114,16 @@ class RecipeOptions:
         0.9999, "Upper limit of the decay, (1 + n) / (10 + n) after n updates: about a run's last tenth.", fraction=True
     )
     class_dropout_prob: float = opt(
-        0.0,
-        "Share of labels dropped, for classifier-free guidance; the last of unet.num_class_embeds then means none.",
-        fraction=True,
+        0.0, "Share of labels dropped, for guidance; the last of unet.num_class_embeds then means none.", fraction=True
     )
     random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.")
     timestep_sampling: Literal["uniform", "stratified"] = opt(
         RECOMMENDED["timestep_sampling"],
-        "Draw the timesteps of a batch one by one, or spread evenly, which lowers the noise of the gradient.",
+        "Draw the timesteps of a batch one by one, or spread evenly: less noise in the gradient.",
     )
     uniform_timesteps: float = opt(
         RECOMMENDED["uniform_timesteps"],
-        "Share of uniform timesteps; the others lie where the image takes shape, log SNR ~ N(-1.75, 1.9^2).",
+        "Share of uniform timesteps; the log SNR of the others ~ N(-1.75, 1.9^2).",
         at_least=0,
         at_most=1,
     )
@@ -158,11 +147,9 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Validation"""
+    """Validation: the held-out loss and a grid of samples"""
 
-    validation_steps: int = opt(
-        400, "Held-out loss and sample grid at update 100, every N updates, and at the end; 0: never.", at_least=0
-    )
+    validation_steps: int = opt(400, "Loss and samples at update 100, every N, and at the end; 0: never.", at_least=0)
     num_validation_images: int = opt(36, "Images in the grid.", at_least=1, at_most=10_000)
     ddpm_num_inference_steps: int = opt(50, "Steps of the sampler for each grid.", at_least=1)
 
@@ -219,14 +206,19 @@ def parse_args(arguments: list[str]) -> TrainConfig:
 
     ConfigError: an unknown key or option, a value of the wrong type or out of range.
     """
-    given = peek(arguments, "config", "max_train_steps", "num_train_epochs")
-    file = Path(given.config).expanduser() if given.config else None
+    given, arguments = section_options(arguments)
+    path = peek(arguments, "config").config
+    file = Path(path).expanduser() if path else None
     values = read_yaml("--config", file) if file else {}
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
     for name, keys in sections.items():
         if not isinstance(keys, dict):
             raise ConfigError(f"--config {file}: {name} must hold `key: value` lines")
-    config, rest = read_options(
+    for name, value in given.items():
+        section, _, key = name.partition(".")
+        sections[section][key] = value
+    defaults = flat({"unet": UNET, "scheduler": SCHEDULER})
+    config = read_options(
         TrainConfig,
         arguments,
         "Train a denoising diffusion model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.",
@@ -234,45 +226,32 @@ def parse_args(arguments: list[str]) -> TrainConfig:
         values,
         extra={"config": "YAML file of options, such as those in configs/; the command line wins over it."},
         epilog="--unet.KEY VALUE and --scheduler.KEY VALUE set any config key of diffusers' UNet2DModel and "
-        f"DDPMScheduler. Defaults: {sections_as_text()}.",
-        sections=True,
+        "DDPMScheduler. Defaults: "
+        + ", ".join(f"{name} {'null' if value is None else value}" for name, value in defaults.items())
+        + ".",
     )
-    config = replace(config, **length_of_run(vars(given), values, config))
-    for name, value in section_options(rest).items():
-        section, key = name.split(".")
-        sections[section][key] = value
-    config = replace(config, **{name: with_keys(getattr(config, name), keys) for name, keys in sections.items()})
-    return check_unet(config, sections["unet"])
+    return check_unet(replace(config, **{name: with_keys(getattr(config, name), sections[name]) for name in SECTIONS}))
 
 
-def length_of_run(given: dict, values: dict, config: TrainConfig) -> dict[str, int | None]:
-    """Updates or epochs: the command line overrides the file, and `max_train_steps` overrides `num_train_epochs`."""
-    for layer in (given, values):
-        if layer.get("max_train_steps") is not None:
-            return {"num_train_epochs": None}
-        if layer.get("num_train_epochs") is not None:
-            return {"max_train_steps": None}
-    if config.max_train_steps is None:
-        raise ConfigError("--max_train_steps: missing; give it or --num_train_epochs")
-    return {}
+def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--unet.KEY VALUE` and `--unet.KEY=VALUE` as {"unet.KEY": value}, and the other arguments.
 
-
-def section_options(rest: list[str]) -> dict[str, Any]:
-    """`--unet.KEY VALUE` and `--unet.KEY=VALUE` -> {"unet.KEY": value}. ConfigError: anything else."""
-    found, rest = {}, list(rest)
+    ConfigError: there is no value, or it is not YAML.
+    """
+    found, others, rest = {}, [], list(arguments)
     while rest:
         argument = rest.pop(0)
+        if not argument.startswith(tuple(f"--{section}." for section in SECTIONS)):
+            others.append(argument)
+            continue
         name, has_value, value = argument.removeprefix("--").partition("=")
-        section, _, key = name.partition(".")
-        if not argument.startswith("--") or section not in SECTIONS or not key or "." in key:
-            raise no_such_option(TrainConfig, argument)
         if not has_value and not rest:
             raise ConfigError(f"--{name}: needs a value")
         try:
             found[name] = yaml.safe_load(value if has_value else rest.pop(0))
         except Exception:  # the parser raises more than YAMLError
             raise ConfigError(f"--{name} {value}: cannot be read as a YAML value") from None
-    return found
+    return found, others
 
 
 def with_keys(section: dict, keys: dict) -> dict:
@@ -280,17 +259,11 @@ def with_keys(section: dict, keys: dict) -> dict:
     return section | {k: number_if_number(v) for k, v in keys.items() if v is not None or section.get(k) is None}
 
 
-def check_unet(config: TrainConfig, given: dict) -> TrainConfig:
-    """The config with `resolution` and both numbers of channels in its section `unet`. ConfigError: they do not fit."""
+def check_unet(config: TrainConfig) -> TrainConfig:
+    """The config with both numbers of channels in its section `unet`. ConfigError: no class for a dropped label."""
     unet = dict(config.unet)
     for key, other in (("in_channels", "out_channels"), ("out_channels", "in_channels")):
         unet[key] = unet[other] if unet[key] is None else unet[key]
-    if config.resolution is not None:
-        if unet["sample_size"] != config.resolution and "sample_size" in given:
-            raise ConfigError(
-                f"--resolution {config.resolution}: unet.sample_size is {unet['sample_size']}; give one of them"
-            )
-        unet["sample_size"] = config.resolution
     classes = unet.get("num_class_embeds")
     if config.class_dropout_prob and (not isinstance(classes, int) or classes < 2):
         raise ConfigError(
@@ -298,12 +271,6 @@ def check_unet(config: TrainConfig, given: dict) -> TrainConfig:
             "one more for the dropped label"
         )
     return replace(config, unet=unet)
-
-
-def sections_as_text() -> str:
-    """The default sections in the form of the command line."""
-    pairs = {f"unet.{k}": v for k, v in UNET.items()} | {f"scheduler.{k}": v for k, v in SCHEDULER.items()}
-    return ", ".join(f"{name} {'null' if value is None else value}" for name, value in pairs.items())
 
 
 def number_if_number(value: Any) -> Any:

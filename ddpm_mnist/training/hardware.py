@@ -3,8 +3,6 @@
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +36,10 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
             project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
         )
     except Exception as error:  # whatever the environment makes Accelerate load
-        raise ConfigError(f"Accelerate cannot start ({first_line(error)}); check the launcher's config") from error
+        advice = f"check the launcher's config, and --mixed_precision {precision}"
+        raise ConfigError(f"Accelerate cannot start ({first_line(error)}); {advice}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched != str(accelerator.num_processes):
@@ -50,16 +51,6 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if why:
         accelerator.print(f"Mixed precision {precision}: {why}.")
     return accelerator
-
-
-@contextmanager
-def settings_restored() -> Iterator[None]:
-    """Restore what `use_hardware` sets for CUDA at the end."""
-    tf32, deterministic = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.deterministic = tf32, deterministic
 
 
 def check_gpus() -> None:
@@ -111,25 +102,20 @@ def resolve_mixed_precision(value: str) -> tuple[str, str]:
     """The precision for Accelerator, "no", "fp16" or "bf16", and why, if nobody named it.
 
     "auto" is fp16 or bf16 if `accelerate launch` was told so, and otherwise bf16 if the hardware computes in it. A "no"
-    of `accelerate launch` is also its default, so the run prints what it does. ConfigError: the hardware does not
-    support the precision, or its name is unknown.
+    of `accelerate launch` is also its default, so the run prints what it does.
     """
-    cuda, why = torch.cuda.is_available() and not use_cpu_is_set(), ""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if value == "auto" and launched != "no":
-        value, why = launched, "as accelerate was told; --mixed_precision sets another"
-    elif value == "auto":
-        value = "bf16" if computes_in_bf16(cuda) else "no"
-        why = "this hardware computes in it; --mixed_precision no turns it off" if value == "bf16" else ""
-    if value not in ("no", "fp16", "bf16"):
-        raise ConfigError(f"ACCELERATE_MIXED_PRECISION {value}: not supported; use --mixed_precision bf16, fp16 or no")
-    if value == "fp16" and not cuda and not torch.backends.mps.is_available():
-        raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
-    return value, why
+    if value != "auto":
+        return value, ""
+    if launched != "no":
+        return launched, "as accelerate was told; --mixed_precision sets another"
+    if computes_in_bf16():
+        return "bf16", "this hardware computes in it; --mixed_precision no turns it off"
+    return "no", ""
 
 
-def computes_in_bf16(cuda: bool) -> bool:
+def computes_in_bf16() -> bool:
     """Whether bfloat16 is computed by the hardware, and not emulated."""
-    if cuda:
+    if torch.cuda.is_available() and not use_cpu_is_set():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # no public function; older versions: False

@@ -1,7 +1,6 @@
 """Logging: metrics.jsonl, trackers and sample grids."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ class MetricsLog:
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, step: int):
         self.accelerator, self.last = accelerator, {}
-        self.previous = (time.perf_counter(), step)
         output_dir = Path(config.output_dir)
         self.file, self.samples, name = output_dir / METRICS_FILE, output_dir / "samples", output_dir.resolve().name
         options = {  # TensorBoard hides what was logged after the checkpoint that a run resumes from
@@ -76,12 +74,6 @@ class MetricsLog:
             except Exception as error:  # of its network, its disk, its threads
                 self.accelerator.trackers.remove(tracker)
                 self.accelerator.print(f"{tracker.name} failed ({first_line(error)}); the run goes on without it.")
-
-    def images_per_second(self, step: int, global_batch: int) -> float:
-        """The rate since the last call, validation and checkpoints included."""
-        (then, earlier), now = self.previous, time.perf_counter()
-        self.previous = (now, step)
-        return (step - earlier) * global_batch / (now - then)
 
 
 def published_settings(config: TrainConfig) -> dict[str, int | float | str]:

@@ -1,6 +1,5 @@
 """A training run: its parts, and its state from one update to the next."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ from .build import build, check_models, start_from
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
 from .guide import Guide
-from .hardware import settings_restored, start_accelerator
+from .hardware import start_accelerator
 from .log import MetricsLog
 from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
@@ -56,8 +55,6 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         self.num_steps = config.max_train_steps
-        if self.num_steps is None:
-            self.num_steps = math.ceil(config.num_train_epochs * len(data.train) / self.global_batch)
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
@@ -76,9 +73,8 @@ class Run:
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
         self.references = References(config, data.train) if config.reference_images else None
-        self.guide = None
-        if config.guide_scale > 1:
-            self.guide = Guide(self.bare_unet, self.num_steps, config.guide_weak, config.guide_start)
+        shares = config.guide_weak, config.guide_start
+        self.guide = Guide(self.bare_unet, self.num_steps, *shares) if config.guide_scale > 1 else None
 
         self.identity = {
             **config.identity(),
@@ -142,6 +138,7 @@ class Run:
             total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
         )
         self.started, self.first_step = time.perf_counter(), self.step
+        self.logged = self.started, self.step
         self.unet.train()
 
     # ---- one update ------------------------------------------------------------------------------------------------
@@ -211,7 +208,9 @@ class Run:
         loss_sum, losses, skipped, in_a_row = self.accelerator.reduce(self.counts, "mean").tolist()
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise ConfigError(self.not_finite())
-        rate = self.log.images_per_second(self.step, self.global_batch)
+        (then, step), now = self.logged, time.perf_counter()
+        self.logged = now, self.step
+        rate = (self.step - step) * self.global_batch / (now - then)  # with validation and checkpoints
         mean_loss = {"loss": loss_sum / losses} if losses else {}
         self.log.write(
             self.step, mean_loss | {"lr": self.learning_rate, "images_per_second": rate, "skipped": int(skipped)}
@@ -292,7 +291,8 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         if not AcceleratorState._shared_state:  # else the caller has an Accelerator in this process
             at_the_end.callback(GradientState._reset_state)
             at_the_end.callback(AcceleratorState._reset_state, reset_partial_state=True)
-        at_the_end.enter_context(settings_restored())
+        for backend, setting in ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "deterministic")):
+            at_the_end.callback(setattr, backend, setting, getattr(backend, setting))
         run = make_run(config)
         at_the_end.callback(run.close)
         yield run
