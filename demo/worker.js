@@ -39,7 +39,7 @@ async function draw(job, mine) {
     sample = addNoise(repeated, sample, alphasCumprod[start]);
   }
   const predict = guided(unet, { alphasCumprod, labels: job.labels, scale: job.scale, nullLabel });
-  const spread = new Spread(visited.length, size);
+  const spread = new Spread(visited.filter((t) => t <= start).length, size);
   const send = (t, x_t, x_0, more) => postMessage({ id: job.id, frame: { t, x_t: toBytes(x_t), x_0: x_0 && toBytes(x_0), ...more } });
 
   send(start, sample, null, { left: Math.sqrt(alphasCumprod[start]) }); // at once: the noise that it starts from

@@ -51,7 +51,7 @@ def hub_errors(repo_id: str, option: str = "--hub_model_id") -> Iterator[None]:
 
 def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = None, repo_type: str = "model") -> None:
     """Create the repo, and the branch, unless they exist. ConfigError: see `explain`; or it is not `private`."""
-    option, sdk = OPTIONS[repo_type], "gradio" if repo_type == "space" else None
+    option, sdk = OPTIONS[repo_type], "static" if repo_type == "space" else None
     with hub_errors(repo_id, option):
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
