@@ -45,8 +45,9 @@ export class Film {
 
   makeTile(name, i) {
     const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile waiting" });
-    tile.append(this.makeCanvas(), this.makeCanvas(), document.createElement("span"));
-    tile.lastChild.className = "name";
+    const bar = Object.assign(document.createElement("span"), { className: "bar" });
+    bar.append(document.createElement("span"));
+    tile.append(this.makeCanvas(), this.makeCanvas(), bar, Object.assign(document.createElement("span"), { className: "name" }));
     tile.lastChild.textContent = name ?? "\u00a0";
     tile.setAttribute("aria-label", `Image ${i + 1}${name ? `, a ${name}` : ""}: look closer`);
     tile.onclick = () => {
@@ -69,11 +70,17 @@ export class Film {
   }
 
   add(frame) {
+    if (this.taken() === 0) this.frames = []; // the noise alone, of the same t
     this.frames.push(frame);
     this.slider.max = this.frames.length - 1;
     this.scrub.hidden = this.look.hidden = false;
-    this.progress.firstElementChild.style.width = `${(100 * (this.frames.length - 1)) / this.steps}%`;
+    this.progress.firstElementChild.style.width = `${(100 * this.taken()) / this.steps}%`;
     if (!this.held) this.show(this.frames.length - 1);
+  }
+
+  // How many steps have been taken.
+  taken() {
+    return Math.min(this.steps, this.frames.filter((frame) => frame.x_0).length);
   }
 
   // state: "done", "stopped" or "failed"; words: what the caption says first from now on.
@@ -90,20 +97,22 @@ export class Film {
     const done = frame.t < 0;
     const above = done ? this.frames[0].x_t : frame.x_t; // at the end, x_t is x_0: show where it came from instead
     this.slider.value = index;
-    [...this.tiles.querySelectorAll(".tile")].forEach((tile, i) => this.fill(tile, i, above, frame));
+    [...this.tiles.querySelectorAll(".tile")].forEach((tile, i) => this.fill(tile, i, above, frame, index));
     const [x_t, x_0] = this.look.querySelectorAll("figure");
     this.fillFigure(x_t, above, done ? this.origin : `xₜ at t = ${frame.t}`);
     this.fillFigure(x_0, frame.x_0, done ? "the picture" : "the x₀ predicted from it");
     this.describe(frame, index);
   }
 
-  fill(tile, i, above, frame) {
-    const [top, bottom, name] = tile.children;
+  fill(tile, i, above, frame, index) {
+    const [top, bottom, bar, name] = tile.children;
     put(top, above, i, this.shape);
     if (frame.x_0) put(bottom, frame.x_0, i, this.shape);
     tile.classList.toggle("waiting", !frame.x_0);
     tile.setAttribute("aria-pressed", i === this.chosen);
-    const unsure = frame.spread?.[i] > UNSURE;
+    const spread = frame.spread?.[i] ?? Infinity;
+    bar.firstChild.style.width = `${Math.max(0, 100 - (50 * spread) / UNSURE)}%`; // the longer, the surer
+    const unsure = index + 1 >= this.steps / 2 && spread > UNSURE;
     tile.classList.toggle("unsure", unsure);
     name.textContent = [this.names[i], unsure && "unsure"].filter(Boolean).join(" · ") || "\u00a0";
   }
@@ -121,7 +130,7 @@ export class Film {
   // The words under and beside the pictures.
   describe(frame, index) {
     const words = frame.t < 0 ? "Slide back to see them." : `t = ${frame.t}: xₜ above, the x₀ predicted from it below.`;
-    this.say(this.state === "drawing" ? `Step ${Math.max(index, 1)} of ${this.steps}, ${words}` : `${this.ending} ${words}`);
+    this.say(this.state === "drawing" ? `Step ${index + 1} of ${this.steps}, ${words}` : `${this.ending} ${words}`);
     this.slider.setAttribute("aria-valuetext", words);
     const name = this.names[this.chosen];
     this.look.querySelector(".which").textContent = `Image ${this.chosen + 1} of ${this.names.length}${name ? `: ${name}` : ""}`;
@@ -130,8 +139,8 @@ export class Film {
     this.look.querySelector(".sureness").textContent =
       spread === undefined
         ? "How sure the model is shows after some steps."
-        : `Over the last ${Math.max(2, Math.ceil(this.steps / 5))} steps its x₀ moved by ${spread.toFixed(0)} of 255 grey levels. ` +
-          (spread > UNSURE ? "That is much: such images are often malformed." : "That is little: the model is sure.");
+        : `In the last half of the steps its x₀ moved by ${spread.toFixed(0)} of 255 grey levels` +
+          (spread > UNSURE ? ", which is much: such images are malformed more often than others." : ", which is no more than usual.");
   }
 
   run() {

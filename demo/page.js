@@ -70,7 +70,7 @@ function countSteps(steps, until = Infinity) {
 function stop() {
   if (!job) return;
   worker.postMessage({ stop: true });
-  end("stopped", `Stopped after ${Math.max(0, job.film.frames.length - 1)} of ${job.shown.steps} steps.`);
+  end("stopped", `Stopped after ${job.film.taken()} of ${job.shown.steps} steps.`);
 }
 
 function keep(film, shown) {
