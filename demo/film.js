@@ -44,7 +44,7 @@ export class Film {
   }
 
   makeTile(name, i) {
-    const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile waiting" });
+    const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile waiting", title: "The bar: how sure the model is" });
     const bar = Object.assign(document.createElement("span"), { className: "bar" });
     bar.append(document.createElement("span"));
     tile.append(this.makeCanvas(), this.makeCanvas(), bar, Object.assign(document.createElement("span"), { className: "name" }));
@@ -104,17 +104,22 @@ export class Film {
     this.describe(frame, index);
   }
 
+  // Whether nearly all steps are taken: before, every x_0 moves much.
+  settled(index) {
+    return index + 1 >= 0.9 * this.steps;
+  }
+
   fill(tile, i, above, frame, index) {
     const [top, bottom, bar, name] = tile.children;
     put(top, above, i, this.shape);
     if (frame.x_0) put(bottom, frame.x_0, i, this.shape);
     tile.classList.toggle("waiting", !frame.x_0);
     tile.setAttribute("aria-pressed", i === this.chosen);
-    const spread = frame.spread?.[i] ?? Infinity;
-    bar.firstChild.style.width = `${Math.max(0, 100 - (50 * spread) / UNSURE)}%`; // the longer, the surer
-    const unsure = index + 1 >= this.steps / 2 && spread > UNSURE;
+    const spread = frame.spread?.[i]; // undefined at the first step
+    bar.firstChild.style.width = `${Math.max(0, 100 - (50 * (spread ?? Infinity)) / UNSURE)}%`; // the longer, the surer
+    const unsure = this.settled(index) && spread > UNSURE;
     tile.classList.toggle("unsure", unsure);
-    name.textContent = [this.names[i], unsure && "unsure"].filter(Boolean).join(" · ") || "\u00a0";
+    name.textContent = [this.names[i], unsure && "unsure"].filter(Boolean).join(" ") || "\u00a0";
   }
 
   fillFigure(figure, images, words) {
@@ -136,11 +141,13 @@ export class Film {
     this.look.querySelector(".which").textContent = `Image ${this.chosen + 1} of ${this.names.length}${name ? `: ${name}` : ""}`;
     this.look.querySelector(".share").textContent = frame.t < 0 ? "" : `xₜ = ${frame.left.toFixed(2)} x₀ + ${Math.sqrt(1 - frame.left ** 2).toFixed(2)} ε`;
     const spread = frame.spread?.[this.chosen];
-    this.look.querySelector(".sureness").textContent =
-      spread === undefined
-        ? "How sure the model is shows after some steps."
-        : `In the last half of the steps its x₀ moved by ${spread.toFixed(0)} of 255 grey levels` +
-          (spread > UNSURE ? ", which is much: such images are malformed more often than others." : ", which is no more than usual.");
+    this.look.querySelector(".sureness").textContent = spread === undefined ? "" : this.sureness(spread, index);
+  }
+
+  sureness(spread, index) {
+    const moved = `In the last ${Math.ceil(Math.min(index + 1, this.steps / 2))} steps its x₀ moved by ${spread.toFixed(0)} of 255 grey levels`;
+    if (!this.settled(index)) return `${moved}. The less it moves, the surer the model.`;
+    return moved + (spread > UNSURE ? ", which is much: such images are malformed more often than others." : ", which is no more than usual.");
   }
 
   run() {

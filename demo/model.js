@@ -53,9 +53,10 @@ async function get(address, options) {
   throw new Error(`The model has no ${address.split("/").slice(-2).join("/")}, or may not be read (${response.status})${advice}.`);
 }
 
-// WebGPU where there is, else WASM, in several threads where the server allows it (cross-origin isolation).
+// WebGPU where there is a GPU, else WASM, in several threads where the server allows it (cross-origin isolation).
 async function makeSession(weights, report) {
-  if (await navigator.gpu?.requestAdapter().catch(() => null)) {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (adapter && !adapter.info?.isFallbackAdapter) {
     try {
       return await startRuntime("webgpu", weights, report);
     } catch (error) {
@@ -74,6 +75,6 @@ async function startRuntime(name, weights, report) {
   const ort = await import(address);
   const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
   Object.assign(ort.env.wasm, { wasmBinary: wasm, numThreads: threads });
-  const session = await ort.InferenceSession.create(weights, { executionProviders: [name] });
+  const session = await ort.InferenceSession.create(weights, { executionProviders: [name], logSeverityLevel: 3 });
   return [session, ort, name === "webgpu" ? "WebGPU" : `WASM, ${threads} thread${threads > 1 ? "s" : ""}`];
 }

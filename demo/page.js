@@ -266,11 +266,13 @@ async function open() {
   films.draw.begin({ names: Array(10).fill(null), shape: [1, 28, 28], steps: 1 });
   const asked = new URLSearchParams(location.search).get("model");
   if (asked !== null && !REPO.test(asked)) return fail("The address must name the model as ?model=USER/NAME, as it is called on huggingface.co.");
-  const name = asked ?? (await (await fetch("model.txt")).text()).trim();
+  const beside = await fetch("model.txt");
+  if (!beside.ok) return fail("No model lies beside this page: python demo/serve.py --model FOLDER puts one there.");
+  const name = asked ?? (await beside.text()).trim();
   const link = find("#model");
   link.textContent = name;
   if (REPO.test(name)) link.href = `https://huggingface.co/${name}`;
   document.title = `Watch diffusion draw: ${name}`;
   worker.postMessage({ load: new URL(asked ? `https://huggingface.co/${asked}/resolve/main/` : "model/", location).href });
 }
-open();
+open().catch((error) => fail(`The page cannot be loaded: ${error.message}.`));
