@@ -139,9 +139,7 @@ def serving(files: dict[str, bytes], folder: Path):
 
 
 @contextmanager
-def visiting(
-    browser, runtime: Path | None, address: str, query: str = "/", width=1200, hub: Path | None = None, **more
-):
+def visiting(browser, runtime: Path | None, address: str, query: str = "/", width=1200, hub=None, **more):
     """A page at the address; afterwards, whatever went wrong in it fails the test.
 
     The CDN is answered from the npm package, or never without one; the Hub, if `hub` names a folder, from that. Nothing
