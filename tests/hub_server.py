@@ -56,7 +56,9 @@ class Repo:
 
     def __post_init__(self):
         files = {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}
-        if self.repo_type == "space":  # the Hub starts a Space with a card
+        if self.repo_type == "space":  # the Hub starts a static Space with a card and a page
+            files["index.html"] = File(b"<h1>Welcome to your static Space!</h1>", False)
+            files["style.css"] = File(b"", False)
             files["README.md"] = File(b"---\ntitle: New\nsdk: static\n---\n", False)
         self.add("main", "initial commit", files)
 

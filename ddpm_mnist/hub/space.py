@@ -7,11 +7,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from ..errors import ConfigError
 from .card import signed
 from .onnx import ONNX_FILE
-from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo
+from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_file
 
 DEMO = Path(__file__).parents[2] / "demo"
 TEMPLATE = Path(__file__).with_name("space_template.md")
 PAGE = ("index.html", "page.css", "page.js", "film.js", "pad.js", "schedule.js", "worker.js", "model.js", "sampler.js")
+STARTER = b"Welcome to your static Space!"  # in the index.html that the Hub puts into a new one
 MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", ONNX_FILE)  # what the page reads
 
 
@@ -48,8 +49,8 @@ def open_space(api: HfApi, space_id: str, private: bool, replace: bool) -> None:
     make_repo(api, space_id, private, repo_type="space")
     with hub_errors(space_id, "--space_id"):
         paths = api.list_repo_files(space_id, repo_type="space")
-    app = {"app.py", "index.html"} & set(paths)
-    if app and "model.txt" not in paths:
+    index = read_file(api, space_id, "index.html", None, "space") or STARTER
+    if "model.txt" not in paths and ("app.py" in paths or STARTER not in index):
         raise ConfigError(f"--space_id {space_id}: is a Space of another app, and nothing was uploaded; name a new one")
     if "app.py" in paths and not replace:
         raise ConfigError(
@@ -61,13 +62,13 @@ def open_space(api: HfApi, space_id: str, private: bool, replace: bool) -> None:
 def upload_space(api: HfApi, space_id: str, files: dict[str, bytes]) -> str:
     """Upload the files in one commit, or none if nothing has changed; returns the address of the Space.
 
-    A README.md that was edited on the Hub stays. (A new Space holds one of the Hub's, and an old Gradio Space one for
-    Gradio: they are replaced, and so are all files of the latter.)
+    A README.md that was edited on the Hub stays. What the Hub put into a new Space, or an old Gradio Space holds, goes.
     """
     with hub_errors(space_id, "--space_id"):
         there = api.list_repo_files(space_id, repo_type="space")
-        old = [path for path in there if path not in (".gitattributes", *files)] if "app.py" in there else []
-        if "index.html" in there and edited_on_the_hub(api, space_id, repo_type="space"):
+        ours = "model.txt" in there and "app.py" not in there
+        old = [] if ours else [path for path in there if path not in (".gitattributes", *files)]
+        if ours and edited_on_the_hub(api, space_id, repo_type="space"):
             files = {path: content for path, content in files.items() if path != "README.md"}
             print(f"README.md of the Space {space_id} was edited on the Hub: it stays.")
         operations = [CommitOperationDelete(path) for path in old]
