@@ -105,7 +105,8 @@ def runtime(tmp_path_factory) -> Path:
     needed = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
     with filelock.FileLock(shared / ".lock"):
         if not (shared / "package").is_dir():
-            done = subprocess.run([shutil.which("npm"), "pack", RUNTIME], cwd=shared, capture_output=True, text=True)
+            command = [shutil.which("npm"), "pack", RUNTIME, "--fetch-retries=1"]
+            done = subprocess.run(command, cwd=shared, capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"npm pack {RUNTIME}: {done.stderr.strip()[-200:]}")
             with tarfile.open(next(shared.glob("*.tgz"))) as package:
