@@ -7,21 +7,22 @@ export const UNSURE = 25; // grey levels; see `Spread` in sampler.js
 export class Film {
   constructor(root) {
     root.append(document.querySelector("template#film").content.cloneNode(true));
-    const [caption, progress, tiles, scrub, slider, play, look] = [".caption", ".progress", ".tiles", ".scrub", ".scrub input", ".play", ".look"].map(
-      (name) => root.querySelector(name),
-    );
-    Object.assign(this, { root, caption, progress, tiles, scrub, slider, play, look, frames: [], chosen: 0 });
+    Object.assign(this, { root, frames: [], chosen: 0 });
+    for (const name of ["caption", "progress", "tiles", "scrub", "play", "look"]) this[name] = root.querySelector(`.${name}`);
+    const { play } = this;
+    const slider = (this.slider = root.querySelector(".scrub input"));
     slider.oninput = () => {
       this.pause();
       this.held = Number(slider.value) < this.frames.length - 1; // new frames do not move a slider that is held back
       this.show(Number(slider.value));
     };
     play.onclick = () => (this.timer ? this.pause() : this.run());
-    root.querySelector(".save-one").onclick = () => save(this.look.querySelectorAll("canvas")[1], `${this.file}-${this.chosen}.png`);
+    root.querySelector(".save-one").onclick = () => this.saveOne();
     root.querySelector(".save-all").onclick = () => this.saveAll();
     root.querySelector(".link").onclick = (event) => {
       event.preventDefault();
-      navigator.clipboard?.writeText(event.target.href).then(() => (event.target.textContent = "Copied"), () => {});
+      const copied = () => (event.target.textContent = "Copied");
+      navigator.clipboard?.writeText(event.target.href).then(copied, () => {}); // a browser may refuse
     };
   }
 
@@ -29,7 +30,8 @@ export class Film {
   begin({ names, shape, steps, file, link = null, original = null }) {
     this.pause();
     this.origin = original ? "your digit with noise" : "the noise it began with";
-    Object.assign(this, { names, shape, steps, file, frames: [], held: false, state: "drawing", chosen: Math.min(this.chosen, names.length - 1) });
+    Object.assign(this, { names, shape, steps, file, frames: [], held: false, state: "drawing" });
+    this.chosen = Math.min(this.chosen, names.length - 1);
     this.root.dataset.state = "drawing";
     this.tiles.replaceChildren(...names.map((name, i) => this.makeTile(name, i)));
     if (original) this.tiles.prepend(this.makeOriginal(original));
@@ -44,11 +46,12 @@ export class Film {
   }
 
   makeTile(name, i) {
-    const tile = Object.assign(document.createElement("button"), { type: "button", className: "tile waiting", title: "The bar: how sure the model is" });
-    const bar = Object.assign(document.createElement("span"), { className: "bar" });
-    bar.append(document.createElement("span"));
-    tile.append(this.makeCanvas(), this.makeCanvas(), bar, Object.assign(document.createElement("span"), { className: "name" }));
-    tile.lastChild.textContent = name ?? "\u00a0";
+    const make = (kind, more) => Object.assign(document.createElement(kind), more);
+    const tile = make("button", { type: "button", className: "tile waiting", title: "The bar: how sure the model is" });
+    const bar = make("span", { className: "bar" });
+    bar.append(make("span"));
+    tile.append(this.makeCanvas(), this.makeCanvas(), bar);
+    tile.append(make("span", { className: "name", textContent: name ?? "\u00a0" }));
     tile.setAttribute("aria-label", `Image ${i + 1}${name ? `, a ${name}` : ""}: look closer`);
     tile.onclick = () => {
       this.chosen = i;
@@ -137,17 +140,21 @@ export class Film {
     const words = frame.t < 0 ? "Slide back to see them." : `t = ${frame.t}: xₜ above, the x₀ predicted from it below.`;
     this.say(this.state === "drawing" ? `Step ${index + 1} of ${this.steps}, ${words}` : `${this.ending} ${words}`);
     this.slider.setAttribute("aria-valuetext", words);
+    const write = (name, text) => (this.look.querySelector(name).textContent = text);
     const name = this.names[this.chosen];
-    this.look.querySelector(".which").textContent = `Image ${this.chosen + 1} of ${this.names.length}${name ? `: ${name}` : ""}`;
-    this.look.querySelector(".share").textContent = frame.t < 0 ? "" : `xₜ = ${frame.left.toFixed(2)} x₀ + ${Math.sqrt(1 - frame.left ** 2).toFixed(2)} ε`;
+    write(".which", `Image ${this.chosen + 1} of ${this.names.length}${name ? `: ${name}` : ""}`);
+    const [left, right] = [frame.left, Math.sqrt(1 - frame.left ** 2)].map((share) => share.toFixed(2));
+    write(".share", frame.t < 0 ? "" : `xₜ = ${left} x₀ + ${right} ε`);
     const spread = frame.spread?.[this.chosen];
-    this.look.querySelector(".sureness").textContent = spread === undefined ? "" : this.sureness(spread, index);
+    write(".sureness", spread === undefined ? "" : this.sureness(spread, index));
   }
 
   sureness(spread, index) {
-    const moved = `In the last ${Math.ceil(Math.min(index + 1, this.steps / 2))} steps its x₀ moved by ${spread.toFixed(0)} of 255 grey levels`;
+    const steps = Math.ceil(Math.min(index + 1, this.steps / 2));
+    const moved = `In the last ${steps} steps its x₀ moved by ${spread.toFixed(0)} of 255 grey levels`;
     if (!this.settled(index)) return `${moved}. The less it moves, the surer the model.`;
-    return moved + (spread > UNSURE ? ", which is much: such images are malformed more often than others." : ", which is no more than usual.");
+    if (spread <= UNSURE) return `${moved}, which is no more than usual.`;
+    return `${moved}, which is much: such images are malformed more often than others.`;
   }
 
   run() {
@@ -166,6 +173,10 @@ export class Film {
     this.timer = null;
     this.play.textContent = "▶";
     this.play.setAttribute("aria-label", "Play the steps");
+  }
+
+  saveOne() {
+    save(this.look.querySelectorAll("canvas")[1], `${this.file}-${this.chosen}.png`);
   }
 
   // All images side by side as they are now, enlarged four times: x_t above the predicted x_0, or at the end x_0 alone.

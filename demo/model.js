@@ -23,7 +23,7 @@ const RUNTIMES = {
 export async function loadModel(base, report = () => {}) {
   report("Loading the model…");
   const [index, unetConfig, config, weights] = await Promise.all([
-    ...["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"].map(async (path) => (await get(base + path)).json()),
+    ...["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"].map((path) => getJson(base + path)),
     get(`${base}onnx/model.onnx`).then((response) => response.arrayBuffer()),
   ]);
   const unknown = unknownSetting(config);
@@ -44,13 +44,18 @@ export async function loadModel(base, report = () => {}) {
   return { unet, config, alphasCumprod: makeAlphasCumprod(config), shape, classes, nullLabel, runtime };
 }
 
+async function getJson(address) {
+  return (await get(address)).json();
+}
+
 async function get(address, options) {
   const response = await fetch(address, options).catch((error) => {
     throw new Error(`${address} cannot be loaded (${error.message}). Check the network and load the page again.`);
   });
   if (response.ok) return response;
   const advice = address.endsWith(".onnx") ? "; its owner can add it by push_to_hub.py --onnx" : "";
-  throw new Error(`The model has no ${address.split("/").slice(-2).join("/")}, or may not be read (${response.status})${advice}.`);
+  const file = address.split("/").slice(-2).join("/");
+  throw new Error(`The model has no ${file}, or may not be read (${response.status})${advice}.`);
 }
 
 // WebGPU where there is a GPU, else WASM, in several threads where the server allows it (cross-origin isolation).
@@ -68,9 +73,8 @@ async function makeSession(weights, report) {
 
 async function startRuntime(name, weights, report) {
   report("Loading onnxruntime-web, which the browser keeps for the next visit…");
-  const [script, wasm] = await Promise.all(
-    [RUNTIMES[name].script, RUNTIMES[name].wasm].map(async ([file, integrity]) => (await get(CDN + file, { integrity })).arrayBuffer()),
-  );
+  const load = async ([file, integrity]) => (await get(CDN + file, { integrity })).arrayBuffer();
+  const [script, wasm] = await Promise.all([load(RUNTIMES[name].script), load(RUNTIMES[name].wasm)]);
   const address = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
   const ort = await import(address);
   const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;

@@ -45,7 +45,8 @@ export class Pad {
 
   place(event) {
     const box = this.canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) / box.width) * this.canvas.width, ((event.clientY - box.top) / box.height) * this.canvas.height];
+    const [across, down] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    return [across * this.canvas.width, down * this.canvas.height];
   }
 
   onKey(event) {
@@ -59,7 +60,8 @@ export class Pad {
       else Object.assign(this, { x, y });
     } else return;
     event.preventDefault();
-    Object.assign(this.ring.style, { left: `${(100 * this.x) / this.canvas.width}%`, top: `${(100 * this.y) / this.canvas.height}%` });
+    const percent = (value) => `${(100 * value) / this.canvas.width}%`;
+    Object.assign(this.ring.style, { left: percent(this.x), top: percent(this.y) });
     this.ring.classList.toggle("down", this.down);
     this.ring.hidden = false;
   }
@@ -71,14 +73,15 @@ export class Pad {
   }
 }
 
-// A drawing [side, side], scaled and centred as MNIST's digits are: its longer side becomes 20 of 28 pixels, and its centre of
-// mass the centre of the image (http://yann.lecun.com/exdb/mnist/). -> [size, size], or null if nothing is drawn.
+// A drawing [side, side], scaled and centred as MNIST's digits are: its longer side becomes 20 of 28 pixels, and its
+// centre of mass the centre of the image (http://yann.lecun.com/exdb/mnist/). -> [size, size]; null: nothing is drawn.
 export function asMnist(drawing, side, size) {
   let [left, top, right, bottom, mass, across, down] = [side, side, 0, 0, 0, 0, 0];
   drawing.forEach((value, i) => {
     if (!value) return;
     const [x, y] = [i % side, Math.floor(i / side)];
-    [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
+    [left, right] = [Math.min(left, x), Math.max(right, x + 1)];
+    [top, bottom] = [Math.min(top, y), Math.max(bottom, y + 1)];
     [mass, across, down] = [mass + value, across + value * (x + 0.5), down + value * (y + 0.5)];
   });
   if (!mass) return null;

@@ -35,7 +35,8 @@ worker.onmessage = ({ data }) => {
   if (data.failed) end("failed", `This failed: ${data.failed}`);
   if (data.done !== undefined) {
     const { film, shown } = job;
-    end("done", `Done: ${shown.steps} steps in ${(data.done / 1000).toFixed(1)} s, ${(data.done / shown.steps).toFixed(0)} ms a step.`);
+    const [seconds, each] = [(data.done / 1000).toFixed(1), (data.done / shown.steps).toFixed(0)];
+    end("done", `Done: ${shown.steps} steps in ${seconds} s, ${each} ms a step.`);
     if (film === films.draw) keep(film, shown);
   }
 };
@@ -96,7 +97,8 @@ function draw(pushes) {
   if (!model || !valid(drawForm)) return;
   const { label, guidance, sampler, ...numbers } = settings();
   const [count, steps, seed] = [numbers.count, numbers.steps, numbers.seed].map(Number);
-  const labels = model.classes ? Array.from({ length: count }, (_, i) => (label === EACH ? i % model.classes : Number(label))) : null;
+  const numberOf = (i) => (label === EACH ? i % model.classes : Number(label));
+  const labels = model.classes ? Array.from({ length: count }, (_, i) => numberOf(i)) : null;
   const link = addressOf(settings());
   if (pushes && link !== location.href) history.pushState(null, "", link);
   tellTheHub();
@@ -109,7 +111,8 @@ function draw(pushes) {
     return;
   }
   const names = labels?.map(String) ?? Array(count).fill(null);
-  begin(films.draw, { names, shape: model.shape, steps: countSteps(steps), link, file: `images-seed${seed}` }, { sampler, steps, seed, count, labels, scale: Number(guidance ?? 1) });
+  const shown = { names, shape: model.shape, steps: countSteps(steps), link, file: `images-seed${seed}` };
+  begin(films.draw, shown, { sampler, steps, seed, count, labels, scale: Number(guidance ?? 1) });
 }
 
 drawForm.onsubmit = (event) => {
@@ -137,10 +140,12 @@ writeForm.onsubmit = (event) => {
   const [count, until] = [Number(numbers.count), Number(numbers.until)];
   const labels = model.classes ? Array(count).fill(label === NONE ? model.nullLabel : Number(label)) : null;
   const steps = Math.min(50, model.config.num_train_timesteps);
-  const shown = { names: Array(count).fill(null), shape: model.shape, file: `written-t${until}`, original: written.map((value) => 255 * value) };
+  const original = written.map((value) => 255 * value);
+  const shown = { names: Array(count).fill(null), shape: model.shape, steps: countSteps(steps, until), original };
   const x_0 = written.map((value) => 2 * value - 1);
   const scale = label === NONE || model.nullLabel === null ? 1 : GUIDANCE;
-  begin(films.write, { ...shown, steps: countSteps(steps, until) }, { sampler: "ddim", steps, seed: writeSeed, count, labels, scale, x_0, until });
+  const asked = { sampler: "ddim", steps, seed: writeSeed, count, labels, scale, x_0, until };
+  begin(films.write, { ...shown, file: `written-t${until}` }, asked);
 };
 writeForm.querySelector(".another").onclick = () => {
   writeSeed += 1;
@@ -244,7 +249,6 @@ function start(ready) {
   find("#tab-write").hidden = model.shape[0] !== 1 || model.shape[1] !== model.shape[2];
   schedule = new Schedule(find("#schedule"), model);
   readAddress();
-  films.write.say("Write a digit and see what the model makes of it: it is scaled and centred as MNIST's digits are, noised to timestep t, and denoised, several times with different noise. The larger t, the freer the model.");
   draw(false);
 }
 
@@ -263,9 +267,10 @@ function offerLabels(form, labels) {
 async function open() {
   all("details").forEach((details) => (details.open = matchMedia("(min-width: 760px)").matches));
   showTab(new URLSearchParams(location.search).get("tab") === "write" ? "write" : "draw");
+  films.write.say(find("#write .explained").textContent);
   films.draw.begin({ names: Array(10).fill(null), shape: [1, 28, 28], steps: 1 });
   const asked = new URLSearchParams(location.search).get("model");
-  if (asked !== null && !REPO.test(asked)) return fail("The address must name the model as ?model=USER/NAME, as it is called on huggingface.co.");
+  if (asked !== null && !REPO.test(asked)) return fail("The address must name the model as on the Hub: ?model=USER/NAME.");
   const beside = await fetch("model.txt");
   if (!beside.ok) return fail("No model lies beside this page: python demo/serve.py --model FOLDER puts one there.");
   const name = asked ?? (await beside.text()).trim();

@@ -8,7 +8,8 @@ export class Schedule {
     const size = shape[0] * shape[1] * shape[2];
     this.noise = noiseSource(0, [0], size)(); // epsilon ~ N(0, I), the same for every t
     this.slider = root.querySelector("input");
-    Object.assign(this.slider, { max: alphasCumprod.length - 1, value: Math.round(alphasCumprod.length / 4), oninput: () => this.show() });
+    const T = alphasCumprod.length;
+    Object.assign(this.slider, { max: T - 1, value: Math.round(T / 4), oninput: () => this.show() });
     Object.assign(root.querySelector("canvas"), { width: shape[2], height: shape[1] });
     this.drawPlot(root.querySelector("svg"));
     this.show();

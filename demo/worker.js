@@ -11,7 +11,7 @@ onmessage = ({ data }) => {
   newest += 1;
   const mine = newest;
   if (data.load) before = load(data.load);
-  if (data.draw) before = before.then(() => draw(data.draw, mine)).catch((error) => postMessage({ id: data.draw.id, failed: error.message }));
+  if (data.draw) before = before.then(() => draw(data.draw, mine));
 };
 
 async function load(base) {
@@ -26,7 +26,14 @@ async function load(base) {
 
 // job: {id, sampler, steps, seed, count, labels, scale}; to start from a drawing, also {x_0: [C, H, W], until: t}.
 async function draw(job, mine) {
-  if (!model || mine !== newest) return;
+  try {
+    if (model && mine === newest) await run(job, () => mine !== newest);
+  } catch (error) {
+    postMessage({ id: job.id, failed: error.message });
+  }
+}
+
+async function run(job, stopped) {
   const { config, alphasCumprod, shape, nullLabel, unet } = model;
   const size = shape[0] * shape[1] * shape[2];
   const numbers = Array.from({ length: job.count }, (_, i) => i);
@@ -40,12 +47,14 @@ async function draw(job, mine) {
   }
   const predict = guided(unet, { alphasCumprod, labels: job.labels, scale: job.scale, nullLabel });
   const spread = new Spread(visited.filter((t) => t <= start).length, size);
-  const send = (t, x_t, x_0, more) => postMessage({ id: job.id, frame: { t, x_t: toBytes(x_t), x_0: x_0 && toBytes(x_0), ...more } });
+  const send = (t, x_t, x_0, more) => {
+    postMessage({ id: job.id, frame: { t, x_t: toBytes(x_t), x_0: x_0 && toBytes(x_0), ...more } });
+  };
 
   send(start, sample, null, { left: Math.sqrt(alphasCumprod[start]) }); // at once: the noise that it starts from
   const begun = performance.now();
   for await (const step of denoise({ config, sampler: job.sampler, steps: job.steps, predict, sample, nextNoise, start })) {
-    if (mine !== newest) return;
+    if (stopped()) return;
     send(step.t, step.sample, step.x_0, { left: Math.sqrt(alphasCumprod[step.t]), spread: spread.add(step.x_0) });
     if (step.last) send(-1, sample, step.previous, { left: 1, spread: spread.values });
     await new Promise((resolve) => setTimeout(resolve)); // lets a message in
