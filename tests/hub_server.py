@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".bin", ".pt")
+LFS_SUFFIXES = (".safetensors", ".onnx", ".parquet", ".png", ".bin", ".pt")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Repo:
 
     def __post_init__(self):
         files = {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}
-        if self.repo_type == "space":  # the Hub starts a Space with a card
-            files["README.md"] = File(b"---\ntitle: New\nsdk: gradio\napp_file: app.py\n---\n", False)
+        if self.repo_type == "space":  # the Hub starts a static Space with a card and a page
+            files["index.html"] = File(b"<h1>Welcome to your static Space!</h1>", False)
+            files["style.css"] = File(b"", False)
+            files["README.md"] = File(b"---\ntitle: New\nsdk: static\n---\n", False)
         self.add("main", "initial commit", files)
 
     def add(self, branch: str, message: str, files: dict[str, File]) -> Commit:
@@ -357,6 +359,8 @@ class HubHandler(BaseHTTPRequestHandler):
                 message = value["summary"]
             elif item["key"] == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]), False)
+            elif item["key"] == "deletedFile":
+                del files[value["path"]]
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.server_hub.objects:
                     raise Refusal(400, f"LFS object of {value['path']} was not uploaded")

@@ -1,270 +1,515 @@
-"""demo/: the page in a real browser, run from a folder as bare as a Space, and what it draws."""
+"""demo/: the page in a real browser, served as a static Space is, and the model as ONNX. The page's sampler is held
+against ours: same noise in, same images out."""
 
-import base64
 import importlib.util
-import io
-import os
+import json
 import re
 import shutil
 import subprocess
 import sys
-import time
+import tarfile
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+import filelock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, blob
+from conftest import ROOT, in_process
 from PIL import Image
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
-from ddpm_mnist.hub.space import space_files
-from ddpm_mnist.loading import load_model
-from ddpm_mnist.options import SampleOptions
-from ddpm_mnist.sampling import to_uint8
+from ddpm_mnist.errors import ConfigError
+from ddpm_mnist.hub.onnx import export_onnx
+from ddpm_mnist.hub.space import page_files, space_files
+from ddpm_mnist.pipeline import denoise, guided
+from ddpm_mnist.sampling import make_sampler, noise_of, to_uint8
 from ddpm_mnist.training.export import export_pipeline
 
-sys.path.append(str(ROOT / "demo"))
-import drawing  # noqa: E402
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
-BROWSER = CHROMIUM and all(map(importlib.util.find_spec, ("gradio", "playwright")))
-needs_a_browser = pytest.mark.skipif(not BROWSER, reason="see demo/ in CONTRIBUTING.md")
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
+RUNTIME = re.search(r"onnxruntime-web@[\d.]+", (ROOT / "demo/model.js").read_text(encoding="utf-8"))[0]
+EXPORTS = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
+BROWSER = CHROMIUM and EXPORTS and importlib.util.find_spec("playwright") and shutil.which("npm")
+needs_onnx = pytest.mark.skipif(not EXPORTS, reason="pip install onnx onnxscript onnxruntime")
+needs_a_browser = pytest.mark.skipif(not BROWSER, reason="see the page's tests in CONTRIBUTING.md")
+LABELS = 11  # ten, and the one that stands for none
 
 
-def untrained(folder: Path, labels: int | None = None, channels: int = 1, size: int = 28) -> Path:
-    """The folder of a small model with random weights. The last of its labels, if it has any, stands for none."""
+def untrained(folder: Path, labels: int | None, channels: int = 1, levels: int = 1) -> Path:
+    """The folder of a small model with random weights, and its export. The last of its labels stands for none."""
     torch.manual_seed(0)
-    shape = {"sample_size": size, "in_channels": channels, "out_channels": channels, "num_class_embeds": labels}
-    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-    unet = UNet2DModel(**shape, **blocks, norm_num_groups=4)
+    shape = {"sample_size": 28, "in_channels": channels, "out_channels": channels, "num_class_embeds": labels}
+    down, up = ["DownBlock2D", "AttnDownBlock2D"][:levels], ["AttnUpBlock2D", "UpBlock2D"][-levels:]
+    blocks = {"down_block_types": down, "up_block_types": up, "block_out_channels": [8, 16][:levels]}
+    unet = UNet2DModel(**shape, **blocks, layers_per_block=1, norm_num_groups=4)
     export_pipeline(unet, DDPMScheduler(), folder, null_class_label=labels and labels - 1)
+    export_onnx(folder)
     return folder
 
 
-DISC = drawing.png(np.asarray(blob(3, 140)))
+@pytest.fixture(scope="module")
+def with_labels(tmp_path_factory) -> Path:
+    return untrained(tmp_path_factory.mktemp("model") / "ten-classes", LABELS)
 
 
-def pixels(data: str) -> np.ndarray:
-    """The picture in a data URL."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))), dtype=int)
+@pytest.fixture(scope="module")
+def without_labels(tmp_path_factory) -> Path:
+    return untrained(tmp_path_factory.mktemp("model") / "plain", None, levels=2)
 
 
-@pytest.mark.parametrize("sampler", drawing.SAMPLERS)
-def test_the_page_draws_what_generate_draws(tmp_path, sampler):
-    folder, steps = str(untrained(tmp_path, labels=11)), 12
-    ours, model = load_model(folder), drawing.load_model(folder)
-    settings = drawing.Settings(label="7", count=3, guidance=1.5, sampler=sampler, steps=steps, seed=5)
-    *_, before, last = drawing.draw(model, settings)
-    frames = last["frames"]
-    assert last["done"] and not before["done"] and len(frames) == steps + 1 and frames[-1]["t"] == -1
-    options = SampleOptions(scheduler=sampler, num_inference_steps=steps, guidance_scale=1.5, seed=5)
-    (expected,) = [to_uint8(step.prev_sample) for _, step in ours.draw(range(3), options, 7) if step.last]
-    shown = pixels(frames[-1]["png"])
-    assert np.abs(shown[:, :28] - expected.reshape(-1, 28).int().numpy()).max() <= 1
-    assert np.array_equal(shown[:, :28], shown[:, 28:])
-    early = pixels(frames[0]["png"])
-    assert np.abs(early[:, :28] - early[:, 28:]).mean() > 5  # x_T is not the x_0 predicted from it
+# ---- the export ------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_drawing_keeps_few_frames_and_a_model_may_have_colours_and_no_labels(tmp_path):
-    model = drawing.load_model(str(untrained(tmp_path / "colour", channels=3, size=8)))
-    *_, last = drawing.draw(model, drawing.Settings(count=2, sampler="ddpm", steps=150))
-    assert len(last["frames"]) == drawing.MAX_FRAMES + 1 and last["frames"][0]["t"] > 980
-    assert "label" not in last["query"] and last["names"] == ["1", "2"]
-    assert pixels(last["frames"][0]["png"]).shape == (2 * 8, 2 * 8, 3)
+@needs_onnx
+@pytest.mark.parametrize("kind", ["with_labels", "without_labels"])
+def test_the_export_computes_what_the_model_computes(kind, request):
+    import onnxruntime
+
+    folder = request.getfixturevalue(kind)
+    session = onnxruntime.InferenceSession(folder / "onnx/model.onnx")
+    unet = UNet2DModel.from_pretrained(folder, subfolder="unet").eval()
+    for batch in (1, 5):
+        inputs = {"sample": torch.randn(batch, 1, 28, 28), "timestep": torch.randint(0, 1000, (batch,))}
+        if unet.config.num_class_embeds:
+            inputs["class_labels"] = torch.randint(0, LABELS, (batch,))
+        (output,) = session.run(["out_sample"], {name: value.numpy() for name, value in inputs.items()})
+        with torch.no_grad():
+            assert np.abs(output - unet(**inputs).sample.numpy()).max() < 1e-4
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx"]  # the weights are in it
 
 
-def test_what_is_too_much_or_wrong_is_refused(tmp_path):
-    model = drawing.load_model(str(untrained(tmp_path, labels=11)))
-    for change, message in (
-        ({"count": 17}, "count 17: draw 1 to 16"),
-        ({"steps": 1001}, "steps 1001: must be from 1 to 1000"),
-        ({"sampler": "dpmsolver", "steps": 1000}, "steps 1000: must be from 1 to 999"),
-        ({"count": 16, "steps": 500}, "too much work for this page: take at most 125 steps"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": None}, "must be numbers"),
-        ({"guidance": float("nan")}, "guidance nan"),
-        ({"label": "10"}, "label 10: choose 0 to 9"),
-        ({"sampler": "euler"}, "sampler euler: choose ddpm, ddim, dpmsolver"),
-    ):
-        with pytest.raises(drawing.Refusal, match=re.escape(message)):
-            next(drawing.draw(model, drawing.Settings()._replace(**change)))
-    wide = drawing.png(np.zeros((1, 1001), np.uint8))
-    for data in ("", None, "data:image/png;base64,AAAA", "data:text/html,x", "x" * 600_000, wide):
-        with pytest.raises(drawing.Refusal):
-            drawing.read_drawing(data)
-    for data, label, message in ((DISC, "10", "Label 10"), (drawing.png(np.zeros((9, 9), np.uint8)), "1", "Nothing")):
-        with pytest.raises(drawing.Refusal, match=message):
-            next(drawing.rewrite(model, data, 999, label, 2, 0))
+@needs_onnx
+def test_an_export_holds_no_paths_and_comes_out_the_same_again(with_labels):
+    before = (with_labels / "onnx/model.onnx").read_bytes()
+    assert b"site-packages" not in before and str(ROOT).encode() not in before
+    assert export_onnx(with_labels).read_bytes() == before
 
 
-def test_a_drawing_is_scaled_and_centred_as_mnist_is():
-    big = Image.new("L", (280, 280))
-    big.paste(blob(3, 140), (130, 10))  # a disc, far from the centre
-    image = drawing.as_mnist(big)
-    left, top, right, bottom = image.getbbox()
-    assert image.size == (28, 28) and max(right - left, bottom - top) == 20
-    weight = np.asarray(image, dtype=float)
-    centre = [(weight.sum(axis) * (np.arange(28) + 0.5)).sum() / weight.sum() for axis in (0, 1)]
-    assert np.allclose(centre, 14, atol=0.51)
+def test_an_export_without_its_packages_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match="pip install onnx onnxscript"):
+        export_onnx(tmp_path)
 
 
-def test_a_drawing_comes_back_nearly_unchanged_from_little_noise(tmp_path):
-    model = drawing.load_model(str(untrained(tmp_path, labels=11)))
-    *_, last = drawing.rewrite(model, DISC, 0, "none", 2, 0)
-    original, frame = pixels(last["original"]), pixels(last["frames"][-1]["png"])
-    assert len(last["frames"]) == 2 and last["frames"][0]["t"] == 0
-    assert np.abs(frame[:28, :28] - original).mean() < 10
-    *_, last = drawing.rewrite(model, DISC, 999, "4", 2, 0)
-    assert last["frames"][0]["t"] == 980 and len(last["frames"]) == 51
+# ---- the page in a browser -------------------------------------------------------------------------------------------
 
 
-# ---- the page ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory) -> Path:
+    """The files of onnxruntime-web that the CDN has, from the npm registry; packed once for all test processes."""
+    shared = tmp_path_factory.getbasetemp().parent / RUNTIME
+    shared.mkdir(exist_ok=True)
+    needed = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+    with filelock.FileLock(shared / ".lock"):
+        if not (shared / "package").is_dir():
+            command = [shutil.which("npm"), "pack", RUNTIME, "--fetch-retries=1"]
+            done = subprocess.run(command, cwd=shared, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm pack {RUNTIME}: {done.stderr.strip()[-200:]}")
+            with tarfile.open(next(shared.glob("*.tgz"))) as package:
+                files = [m for m in package.getmembers() if m.name.split("/")[-1] in needed]
+                package.extractall(shared, files, filter="data")
+    return shared / "package/dist"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
 
 
 @contextmanager
-def visit(model: Path, folder: Path, width: int):
-    """The page of a model in a browser, run from a folder that holds what a Space holds; and a list of errors in the
-    browser and of requests to other servers."""
-    from playwright.sync_api import sync_playwright
-
-    for path, content in space_files("alice/digits", "mit").items():
-        (folder / path).parent.mkdir(exist_ok=True)
+def serving(files: dict[str, bytes], folder: Path):
+    """The address of a folder with these files, served by Python's own server of files alone."""
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    env = os.environ | {"DDPM_MODEL": str(model), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    log, wrong, address = folder / "log", [], None
-    with log.open("w") as file:
-        server = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=env, stdout=file, stderr=file)
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        deadline = time.monotonic() + 180
-        while address is None:
-            address = re.search(r"http://127\.0\.0\.1:\d+", log.read_text(encoding="utf-8"))
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in QUIET])
-            page = browser.new_page(viewport={"width": width, "height": 844}, base_url=address[0])
-            page.set_default_timeout(90_000)  # milliseconds; CI may be slow
-            page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("request", lambda r: None if re.match(r"http://127|data:|blob:", r.url) else wrong.append(r.url))
-            page.goto("/")
-            yield page, wrong
-            browser.close()
-        assert "Traceback" not in log.read_text(encoding="utf-8")
+        port = re.search(r"port (\d+)", server.stdout.readline())[1]
+        yield f"http://127.0.0.1:{port}/"
     finally:
         server.terminate()
         server.wait(timeout=20)
 
 
-def film(page, tiles: int, which: str = "#drawn") -> list[str]:
-    """The pictures of a film of so many tiles, x_t and predicted x_0 of each image, when it is done."""
-    page.wait_for_function(f"document.querySelectorAll('{which} .tiles figure').length === {tiles}")
-    page.wait_for_selector(f"{which}[data-done=true], {which} [data-done=true]")
-    page.wait_for_function(f"document.querySelector('{which} .caption').textContent.startsWith('Done')")
-    return page.evaluate(f"[...document.querySelectorAll('{which} .tiles canvas')].map((c) => c.toDataURL())")
+@contextmanager
+def visiting(browser, runtime: Path | None, address: str, query: str = "/", width=1200, hub=None, **more):
+    """A page at the address; afterwards, whatever went wrong in it fails the test.
+
+    The CDN is answered from the npm package, or never without one; the Hub, if `hub` names a folder, from that. Nothing
+    else is.
+    """
+    context = browser.new_context(viewport={"width": width, "height": 844}, base_url=address, **more)
+    page, wrong = context.new_page(), []
+    page.set_default_timeout(120_000)  # milliseconds; CI may be slow
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def answer(route):
+        url = route.request.url.partition("?")[0]
+        cdn, models = (
+            f"https://cdn.jsdelivr.net/npm/{RUNTIME}/dist/",
+            "https://huggingface.co/alice/digits/resolve/main/",
+        )
+        if url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        elif runtime is None and url.startswith(cdn):
+            pass
+        elif url.startswith(cdn) or (hub and url.startswith(models)):
+            file = runtime / url.removeprefix(cdn) if url.startswith(cdn) else hub / url.removeprefix(models)
+            kind = {"content-type": "text/javascript"} if file.suffix == ".mjs" else {}
+            route.fulfill(body=file.read_bytes(), headers={"access-control-allow-origin": "*", **kind})
+        else:
+            wrong.append(url)
+            route.abort()
+
+    context.route("**", answer)
+    try:
+        page.goto(query)
+        yield page
+        assert wrong == []
+    finally:
+        context.close()
 
 
-def draw(page, count: int) -> list[str]:
-    page.locator("#count input[type=number]").fill(str(count))
-    page.locator("#count input[type=number]").press("Tab")
-    page.click("#draw")
-    return film(page, count)
+def finished(page, which: str = "#draw", state: str = "done") -> list[str]:
+    """The pictures of the tiles, x_t and x_0 of each, when the drawing is done."""
+    page.wait_for_selector(f"{which} .film[data-state={state}]", state="attached")
+    return page.evaluate(f"[...document.querySelectorAll('{which} .tile canvas')].map((c) => c.toDataURL())")
 
 
-def rewrite(page, points: list[tuple[int, int]]) -> list[str]:
-    """Write one stroke with the mouse, through these points of the canvas, and have it denoised."""
-    box = page.locator("#pad canvas").bounding_box()
+def caption(page, which: str = "#draw") -> str:
+    return page.locator(f"{which} .caption").text_content()
+
+
+def draw(page, **fields) -> list[str]:
+    """Fill in fields of the form, draw, and wait."""
+    page.evaluate("document.querySelector('#draw details').open = true")
+    for name, value in fields.items():
+        page.locator(f"#draw [name={name}]").fill(str(value))
+    page.click("#draw .go")
+    return finished(page)
+
+
+def write(page, points: list[tuple[int, int]]) -> None:
+    """One stroke with the mouse, through these points of the 280 x 280 square."""
+    box = page.locator(".pad canvas").bounding_box()
+    scale = box["width"] / 280
     for number, (x, y) in enumerate(points):
-        page.mouse.move(box["x"] + x, box["y"] + y, steps=5)
+        page.mouse.move(box["x"] + scale * x, box["y"] + scale * y, steps=5)
         if number == 0:
             page.mouse.down()
     page.mouse.up()
-    page.click("#rewrite")
-    return film(page, 5, "#rewritten")
 
 
 @needs_a_browser
-def test_a_visit(tmp_path):
-    with visit(untrained(tmp_path / "ten-classes", labels=11), tmp_path, 1200) as (page, wrong):
-        first = film(page, 10)
-        assert page.title() == "Watch diffusion draw: ten-classes" and "?" not in page.url
-        page.get_by_role("radio", name="7", exact=True).first.check()
-        sevens = draw(page, 3)
-        assert len(sevens) == 6 and sevens[0] == sevens[1] and not set(sevens) & set(first)
-        assert "label=7" in page.url and "count=3" in page.url and "seed=0" in page.url
+def test_a_visit(browser, runtime, with_labels, tmp_path):
+    """From a Space's folder, as any server of files serves it."""
+    files = space_files(with_labels, "alice/digits", "mit")
+    with serving(files, tmp_path) as address, visiting(browser, runtime, address, "/?steps=8") as page:
+        first = finished(page)
+        assert page.title() == "Watch diffusion draw: alice/digits" and len(first) == 20
+        assert page.locator("#model").get_attribute("href") == "https://huggingface.co/alice/digits"
+        assert re.search(r"Done: 8 steps in [\d.]+ s, \d+ ms a step", caption(page))
+        assert [text[0] for text in page.locator("#draw .name").all_text_contents()[:3]] == ["0", "1", "2"]
+        assert not set(first[::2]) & set(first[1::2])  # the rows are not equal: above is the noise it began with
+        page.get_by_role("radio", name="7", exact=True).first.check(force=True)
+        sevens = draw(page, count=3, steps=10)
+        assert len(sevens) == 6 and "label=7" in page.url and "count=3" in page.url and "seed=0" in page.url
 
-        # slide through the steps
-        page.locator("#drawn input[type=range]").press("Home")
-        assert "t = 980: above xₜ = 0.01 x₀ + 1.00 ε" in page.locator("#drawn .caption").text_content()
-        page.locator("#drawn input[type=range]").press("End")
-        assert film(page, 3) == sevens
+        # slide through the steps, and look closer: x_t and x_0 next to each other
+        slider, look = page.locator("#draw .scrub input"), page.locator("#draw .look")
+        slider.press("Home")
+        assert "t = 900: xₜ above, the x₀ predicted from it below" in caption(page)
+        assert "xₜ = 0.02 x₀ + 1.00 ε" in look.text_content()
+        slider.press("ArrowRight")
+        page.locator("#draw .tile").nth(2).click()
+        tile, large = (
+            page.evaluate(f"[...document.querySelectorAll('{s} canvas')].map((c) => c.toDataURL())")
+            for s in ("#draw .tile:nth-child(3)", "#draw .look")
+        )
+        assert tile == large and len(set(large)) == 2 and "Image 3 of 3: 7" in look.text_content()
+        slider.press("End")
+        assert finished(page) == sevens and "grey levels" in look.text_content()
 
         # save: all as one picture, and one as the model drew it
-        with page.expect_download() as saved:
-            page.click("#drawn .save")
-        assert Image.open(saved.value.path()).size == (3 * 28 * 4, 28 * 4)
-        with page.expect_download() as saved:
-            page.locator("#drawn figcaption a").first.click()
-        assert Image.open(saved.value.path()).size == (28, 28)
-        page.click("#another")
+        for button, size in (("save-all", (3 * 28 * 4, 28 * 4)), ("save-one", (28, 28))):
+            with page.expect_download() as saved:
+                page.click(f"#draw .{button}")
+            assert Image.open(saved.value.path()).size == size
+
+        # the next seed, back to the picture before, and the link to it on a new visit
+        link = page.locator("#draw .link").get_attribute("href")
+        page.click("#draw .another")
         page.wait_for_url("**seed=1**")
-        assert film(page, 3) != sevens
-        link = page.locator("#drawn .link").get_attribute("href").replace("seed=1", "seed=0")
+        assert finished(page) != sevens
+        page.go_back()
+        page.wait_for_url("**seed=0**")
+        assert finished(page) == sevens and page.locator("#draw [name=seed]").input_value() == "0"
+        page.goto(link)
+        assert finished(page) == sevens
 
-        # write: by mouse, then by keyboard
-        page.get_by_role("tab", name="Write one").click()
-        page.click("#rewrite")
-        page.get_by_text("Nothing is written yet").first.wait_for()
-        by_mouse = rewrite(page, [(80, 50), (200, 50), (110, 220)])
-        page.click("#pad .clear")
-        for key in [" ", *["ArrowDown"] * 8, *["ArrowRight"] * 4, " "]:
-            page.locator("#pad canvas").press(key)
-        page.click("#rewrite")
-        changed = "(old) => document.querySelector('#rewritten canvas').toDataURL() !== old"
-        page.wait_for_function(changed, arg=by_mouse[0])
-        assert len(set(film(page, 5, "#rewritten"))) == 5  # what was written, and four other pictures
-
-        # the schedule
-        page.get_by_role("tab", name="Schedule").click()
+        # the schedule; a reload keeps the tab
+        page.get_by_role("tab", name="Draw").press("ArrowLeft")
+        page.reload()
+        assert len(finished(page)) == 6 and page.locator("#schedule").is_visible()
         page.locator("#schedule input").press("End")
         assert page.locator("#schedule .sum").text_content() == "xₜ = 0.006 x₀ + 1.000 ε"
-        picture = "document.querySelector('#schedule canvas').toDataURL()"
-        noise = page.evaluate(picture)
+        noise = page.evaluate("document.querySelector('#schedule canvas').toDataURL()")
         page.locator("#schedule input").press("Home")
-        assert page.evaluate(picture) != noise and wrong == []
-
-        # a link draws the same picture again, and a wrong one says so; Gradio may report requests that it aborts
-        page.goto(link)
-        assert film(page, 3) == sevens
-        page.goto("/?count=99")
-        page.get_by_text("count 99: draw 1 to 16 images").first.wait_for()
-        assert [text for text in wrong if not re.search("abort|errored out", text, re.IGNORECASE)] == []
+        assert page.evaluate("document.querySelector('#schedule canvas').toDataURL()") != noise
 
 
 @needs_a_browser
-def test_a_model_without_labels_on_a_phone(tmp_path):
-    with visit(untrained(tmp_path / "model"), tmp_path, 390) as (page, wrong):
-        film(page, 10)
-        assert page.get_by_role("radio", name="7", exact=True).count() == 0
-        draw(page, 2)
-        assert "label" not in page.url and "count=2" in page.url
-        for tab in ("Write one", "Schedule", "Draw"):
+def test_what_a_visitor_sees_while_the_model_loads(browser, with_labels, tmp_path):
+    files = page_files(with_labels, "digits")
+    with serving(files, tmp_path) as address, visiting(browser, None, address) as page:
+        page.wait_for_function("document.querySelector('#draw .caption').textContent.startsWith('Loading onnx')")
+        assert page.locator("#draw .tile.waiting").count() == 10 and page.locator("#draw .look").is_hidden()
+
+
+@needs_a_browser
+def test_writing_a_digit(browser, runtime, with_labels, tmp_path):
+    files, query = page_files(with_labels, "digits"), "/?steps=2&count=1&seed=5&tab=write"
+    with serving(files, tmp_path) as address, visiting(browser, runtime, address, query) as page:
+        finished(page)
+        page.click("#write .go")
+        assert "Nothing is written yet" in caption(page, "#write")
+        write(page, [(80, 50), (200, 50), (110, 220)])
+        page.click("#write .go")
+        by_mouse = finished(page, "#write")
+        assert len(by_mouse) == 8 and len(set(by_mouse)) == 8 and page.locator("#write .original canvas").count() == 1
+        page.click("#write .another")
+        page.wait_for_selector("#write .film[data-state=drawing]")
+        assert not set(finished(page, "#write")) & set(by_mouse)
+        assert page.locator("#draw [name=seed]").input_value() == "5"  # the other tab's noise is its own
+
+        # little noise leaves the digit nearly as it was; a label is one of the model's
+        page.locator("#write [name=until]").press("Home")
+        page.get_by_role("radio", name="4", exact=True).last.check(force=True)
+        page.click("#write .go")
+        page.wait_for_selector("#write .film[data-state=drawing]")
+        finished(page, "#write")
+        assert caption(page, "#write").startswith("Done: 1 steps")
+        pixels = "(name) => [...document.querySelector(name).getContext('2d').getImageData(0, 0, 28, 28).data]"
+        original, again = (
+            np.array(page.evaluate(pixels, f"#write {name}"))
+            for name in (".original canvas", ".tile canvas:nth-child(2)")
+        )
+        assert np.abs(original - again).mean() < 10
+
+        # by keyboard
+        page.click(".pad .clear, #write .clear")
+        page.click("#write .go")
+        assert "Nothing is written yet" in caption(page, "#write")
+        for key in [" ", *["ArrowDown"] * 8, *["ArrowRight"] * 4, " "]:
+            page.locator(".pad canvas").press(key)
+        page.click("#write .go")
+        page.wait_for_selector("#write .film[data-state=drawing]")
+        assert len(finished(page, "#write")) == 8
+
+
+@needs_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_model_without_labels_on_a_phone(browser, runtime, without_labels, tmp_path, scheme):
+    files, query = page_files(without_labels, "digits"), "/?steps=4&label=3&count=99"
+    phone = {"width": 390, "color_scheme": scheme}
+    with serving(files, tmp_path) as address, visiting(browser, runtime, address, query, **phone) as page:
+        finished(page)
+        notice = page.locator("#notice").text_content()
+        assert "this model knows no label" in notice and "count in the address must be from 1 to 16" in notice
+        assert page.locator("#draw .labels").is_hidden() and page.locator("#draw .tile").count() == 10
+        named = page.locator(".tile .name").all_text_contents()
+        assert not re.search(r"\d", "".join(named))  # numbers would be taken for labels
+        assert page.locator("#draw .tile").nth(9).bounding_box()["y"] < 844 - 150  # results are above the fold
+        for tab in ("Write one", "The schedule", "Draw"):
             page.get_by_role("tab", name=tab).click()
-            page.wait_for_timeout(200)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
-            if tab == "Write one":
-                rewrite(page, [(140, 50), (140, 220)])
-        assert wrong == []
+            for contrast in page.evaluate(CONTRASTS):
+                assert contrast[0] >= 4.5, contrast
+
+
+# Contrast of all visible text with what is behind it: [ratio, text] (WCAG 2.2, 1.4.3).
+CONTRASTS = """
+(() => {
+  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data].map((value) => value / 255);
+  };
+  const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (node) => {
+    const colour = rgba(getComputedStyle(node).backgroundColor);
+    return colour[3] ? colour : behind(node.parentElement);
+  };
+  const written = (node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+  const seen = (node) => node.checkVisibility() && !node.disabled && node.closest("svg, select") === null;
+  return [...document.querySelectorAll("body *")].filter((node) => seen(node) && written(node)).map((node) => {
+    const pair = [luminance(rgba(getComputedStyle(node).color)), luminance(behind(node))];
+    return [(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), node.textContent.slice(0, 40)];
+  });
+})()
+"""
 
 
 @needs_a_browser
-def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
-    (tmp_path / "model_index.json").write_text("{}")
-    command = [sys.executable, str(ROOT / "demo/app.py"), "--model", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"error: --model {tmp_path}: cannot be shown")
+def test_a_drawing_can_be_stopped_and_wrong_addresses_are_text(browser, runtime, with_labels, tmp_path):
+    with serving(page_files(with_labels, "digits"), tmp_path) as address:
+        html = "%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E"
+        query = f"/?steps=1000&count=1&label={html}&sampler={html}&seed=-1"
+        with visiting(browser, runtime, address, query) as page:
+            page.wait_for_function("document.querySelector('#draw .scrub input').max > 3")
+            assert page.locator("img").count() == 0 and "onerror" not in page.content()
+            notice = page.locator("#notice").text_content()
+            assert "label in the address must be one of each, 0, 1" in notice and "sampler in the address" in notice
+            page.click("#draw .stop")
+            finished(page, state="stopped")
+            assert re.match(r"Stopped after \d+ of 1000 steps\.", caption(page))
+            steps = page.locator("#draw .scrub input").get_attribute("max")
+            page.wait_for_timeout(300)
+            assert page.locator("#draw .scrub input").get_attribute("max") == steps
+        for model in (html, "../../etc", "alice", "alice/digits/x", "alice/.."):
+            with visiting(browser, runtime, address, f"/?model={model}") as page:
+                finished(page, state="failed")
+                assert "?model=USER/NAME" in caption(page) and page.locator("img").count() == 0
+
+
+@needs_a_browser
+def test_a_model_of_the_hub(browser, runtime, with_labels, without_labels, tmp_path):
+    with serving(page_files(without_labels, "digits"), tmp_path) as address:
+        query = "/?model=alice/digits&steps=2"
+        with visiting(browser, runtime, address, query, hub=with_labels) as page:
+            finished(page)
+            assert page.title().endswith("alice/digits") and page.locator("#draw .labels").is_visible()
+            draw(page, count=2)
+            assert "model=alice%2Fdigits" in page.url
+
+
+# ---- what the page computes ------------------------------------------------------------------------------------------
+
+# The page's own modules, on the model beside it; the noise is given, for x_T and then for each step that draws some.
+SAMPLE = """
+async ({ config, sampler, steps, labels, scale, noises, start }) => {
+  const { denoise, guided, makeAlphasCumprod } = await import("./sampler.js");
+  window.model ??= await (await import("./model.js")).loadModel("./model/");
+  const alphasCumprod = makeAlphasCumprod(config);
+  const arrays = noises.map((noise) => Float32Array.from(noise));
+  const predict = guided(model.unet, { alphasCumprod, labels, scale, nullLabel: model.nullLabel });
+  const found = [];
+  const nextNoise = () => arrays.shift();
+  const job = { config, sampler, steps, predict, sample: nextNoise(), nextNoise, start: start ?? undefined };
+  for await (const { t, x_0, previous } of denoise(job)) found.push([t, [...x_0], [...previous]]);
+  return found;
+}
+"""
+CASES = [  # sampler, steps, guidance, start, changes to the scheduler's config
+    ("ddpm", 10, 1.5, None, {"prediction_type": "v_prediction"}),
+    ("ddpm", 12, 1.0, None, {"prediction_type": "epsilon", "beta_schedule": "squaredcos_cap_v2"}),
+    ("ddpm", 7, 3.0, None, {"prediction_type": "sample", "timestep_spacing": "trailing"}),
+    ("ddpm", 8, 1.5, None, {"prediction_type": "v_prediction", "variance_type": "fixed_large"}),
+    ("ddpm", 16, 1.5, None, {"num_train_timesteps": 16, "beta_end": 0.5, "variance_type": "fixed_large"}),
+    ("ddim", 10, 1.5, None, {"prediction_type": "v_prediction"}),
+    ("ddim", 12, 1.0, None, {"clip_sample": False, "beta_schedule": "scaled_linear"}),
+    ("ddim", 9, 2.0, 400, {"timestep_spacing": "linspace", "beta_schedule": "sigmoid", "clip_sample_range": 0.9}),
+]
+
+
+@needs_a_browser
+def test_the_pages_sampler_draws_what_ours_draws(browser, runtime, with_labels, tmp_path):
+    unet = UNet2DModel.from_pretrained(with_labels, subfolder="unet").eval()
+    labels = torch.tensor([7, 0])
+    files = page_files(with_labels, "digits") | {"blank.html": b"<!doctype html><link rel=icon href=data:,>"}
+    with serving(files, tmp_path) as address, visiting(browser, runtime, address, "/blank.html") as page:
+        for name, steps, scale, start, change in CASES:
+            scheduler = DDPMScheduler(**change)
+            sampler = make_sampler(name, scheduler.config, steps)
+            x_T, generators = noise_of(0, [0, 1], (1, 28, 28))
+            predict = guided(unet, sampler, labels, scale, LABELS - 1, -2.0)
+            ours = list(denoise(predict, sampler, x_T, steps, generators, start))
+            _, again = noise_of(0, [0, 1], (1, 28, 28))
+            noises = [x_T] + [torch.stack([torch.randn(1, 28, 28, generator=g) for g in again]) for _ in range(steps)]
+            asked = {"config": json.loads(scheduler.to_json_string()), "sampler": name, "steps": steps, "start": start}
+            asked |= {"labels": labels.tolist(), "scale": scale, "noises": [n.flatten().tolist() for n in noises]}
+            found = page.evaluate(SAMPLE, asked)
+            assert [t for t, *_ in found] == [step.timestep for step in ours]
+            for (_, *theirs), step in zip(found, ours):
+                for image, expected in zip(theirs, (step.pred_original_sample, step.prev_sample)):
+                    shown = to_uint8(torch.tensor(image).reshape(expected.shape)).int()
+                    assert (shown - to_uint8(expected).int()).abs().max() <= 1, (name, change)
+
+
+@needs_a_browser
+def test_noise_how_sure_and_what_is_written(browser, runtime, with_labels, tmp_path):
+    files = {**page_files(with_labels, "digits"), "blank.html": b"<!doctype html><link rel=icon href=data:,>"}
+    with serving(files, tmp_path) as address, visiting(browser, runtime, address, "/blank.html") as page:
+        draw_noise = "async ([seed, numbers]) => [...(await import('./sampler.js')).noiseSource(seed, numbers, 5000)()]"
+        noise = np.array(page.evaluate(draw_noise, [3, [0, 1, 2]])).reshape(3, 5000)
+        assert np.abs(noise.mean(1)).max() < 0.06 and np.abs(noise.std(1) - 1).max() < 0.04
+        assert np.abs(np.corrcoef(noise) - np.eye(3)).max() < 0.06
+        assert np.array_equal(noise[2], page.evaluate(draw_noise, [3, [2]]))  # the same in any batch
+        assert not np.array_equal(noise[0], page.evaluate(draw_noise, [4, [0]]))
+
+        estimates = np.random.default_rng(0).normal(size=(12, 2, 784)).astype(np.float32)
+        spread = """async (all) => { const { Spread } = await import("./sampler.js");
+            const spread = new Spread(10, 784);
+            return all.map((x_0) => [...spread.add(Float32Array.from(x_0))]) }"""
+        values = page.evaluate(spread, estimates.reshape(12, -1).tolist())
+        assert values[0] == []
+        for step in (1, 3, 11):  # over at most the last five
+            expected = 127.5 * np.sqrt(estimates[: step + 1][-5:].var(0).mean(-1))
+            assert np.allclose(values[step], expected, rtol=1e-4)
+
+        written = """async ([drawing]) => { const { asMnist } = await import("./pad.js");
+            const image = asMnist(Float32Array.from(drawing), 280, 28); return image && [...image] }"""
+        disc = np.add.outer((np.arange(280) - 60) ** 2, (np.arange(280) - 200) ** 2) < 40**2  # far from the centre
+        image = np.array(page.evaluate(written, [disc.astype(float).ravel().tolist()])).reshape(28, 28)
+        rows, columns = np.nonzero(image > 0.02)
+        assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == 20 and image.max() <= 1
+        centre = [np.average(axis + 0.5, weights=image[rows, columns]) for axis in (rows, columns)]
+        assert np.allclose(centre, 14, atol=0.51)
+        assert page.evaluate(written, [[0.0] * 280 * 280]) is None
+
+
+# ---- demo/serve.py ---------------------------------------------------------------------------------------------------
+
+
+@needs_onnx
+def test_serve_exports_and_serves_the_page_on_this_machine_alone(with_labels, tmp_path):
+    folder = Path(shutil.copytree(with_labels, tmp_path / "digits"))
+    shutil.rmtree(folder / "onnx")
+    (folder / "secret").write_text("not to be served")
+    command = [sys.executable, "-u", ROOT / "demo/serve.py", "--model", folder, "--port", "0", "--no_browser"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        lines = [server.stdout.readline(), server.stdout.readline()]
+        address = re.match(r"http://127\.0\.0\.1:\d+/", lines[1])[0]
+        for path, content in page_files(folder, "digits").items():
+            with urlopen(address + path) as answer:
+                assert answer.read() == content, path
+        with urlopen(address) as answer:
+            assert answer.headers["Content-Type"].startswith("text/html") and b"<title>" in answer.read()
+            assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+        for path in ("model/secret", "serve.py", "../README.md", "model/../serve.py"):
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(address + path)
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def test_a_folder_that_is_no_model_is_one_line(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("serve", ROOT / "demo/serve.py")
+    serve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    assert in_process(serve.main, "--model", tmp_path) == 2
+    assert f"error: --model {tmp_path}: holds no model_index.json" in capsys.readouterr().err

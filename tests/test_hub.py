@@ -16,7 +16,6 @@ import yaml
 from conftest import ROOT, as_nobody, in_process, posix, python, smoke_args
 from hub_server import File, HubServer
 from huggingface_hub import HfApi, ModelCard, constants
-from packaging.requirements import Requirement
 from PIL import Image
 
 from ddpm_mnist.errors import ConfigError
@@ -24,7 +23,7 @@ from ddpm_mnist.hub import push as push_module
 from ddpm_mnist.hub.card import write_card
 from ddpm_mnist.hub.push import PushConfig, files_to_push, push_model, upload, validate_model
 from ddpm_mnist.hub.repo import make_repo, read_token
-from ddpm_mnist.hub.space import space_files
+from ddpm_mnist.hub.space import PAGE
 from ddpm_mnist.images.dataset import ImageShape, load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.offline import hub_or_cache
@@ -75,10 +74,16 @@ def hub_here(hub, monkeypatch, tmp_path) -> HubServer:
 
 @pytest.fixture
 def push(hub_here, monkeypatch, capfd):
-    """push(model, *args): push_to_hub.py in this process, without the validation of the model."""
+    """push(model, *args): push_to_hub.py in this process, without validating the model, and with a stand-in of its
+    export, which takes ten seconds: tests/test_demo.py has the real one."""
     import push_to_hub
 
+    def export(model_dir: Path) -> None:
+        (model_dir / "onnx").mkdir(exist_ok=True)
+        (model_dir / "onnx/model.onnx").write_bytes(b"as ONNX: " + weights_sha256(model_dir).encode())
+
     monkeypatch.setattr(push_module, "validate_model", lambda model_dir: None)
+    monkeypatch.setattr(push_module, "export_onnx", export)
 
     def run(model, *args, token: str | None = ALICE, repo: str = "alice/digits"):
         monkeypatch.setenv("HF_TOKEN", token or "")
@@ -278,9 +283,8 @@ def test_nothing_changed_makes_no_commit_and_a_change_makes_one(hub, push, model
 
 
 def test_private_makes_a_private_repo_and_refuses_a_public_one(hub, push, copy):
-    said = push(copy, "--private", "--space_id", "alice/watch").stdout
+    push(copy, "--private", "--space_id", "alice/watch")
     assert hub.repo("alice/digits").private and hub.repo("alice/watch", "space").private
-    assert "a secret HF_TOKEN" in said
     hub.create("alice/open")
     hub.create("alice/open", "space")
     for options in ({"repo": "alice/open"}, {}):
@@ -562,9 +566,10 @@ def test_a_token_file(hub_here, tmp_path, monkeypatch):
 # ---- the Space -----------------------------------------------------------------------------------------------------
 
 SPACE_FILES = {
-    *(".gitattributes", "README.md", "model.txt", "requirements.txt", "page.css"),
-    *("app.py", "drawing.py", "film.js", "pad.js", "schedule.js"),
-    *(f"ddpm_mnist/{name}.py" for name in ("__init__", "pipeline", "randomness", "sampling", "scheduler")),
+    *(".gitattributes", "README.md", "model.txt", "index.html", "page.css"),
+    *(f"{name}.js" for name in ("page", "film", "pad", "schedule", "worker", "model", "sampler")),
+    *("model/model_index.json", "model/unet/config.json", "model/scheduler/scheduler_config.json"),
+    "model/onnx/model.onnx",
 }
 
 
@@ -575,11 +580,10 @@ def test_a_space_holds_all_it_needs_and_is_made_once(hub, push, copy, tmp_path):
     space, repo = hub.repo("alice/watch", "space"), hub.repo("alice/digits")
     files = space.files()
     assert set(files) == SPACE_FILES and files["model.txt"] == b"alice/digits\n"
+    assert files["model/onnx/model.onnx"] == repo.files()["onnx/model.onnx"]
     front = front_matter(files["README.md"])
-    assert front["sdk"] == "gradio" and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
+    assert front["sdk"] == "static" and "app_file" not in front and front["license"] == "apache-2.0"
     assert front["models"] == ["alice/digits"] and len(front["short_description"]) <= 60
-    bounds = next(line for line in files["requirements.txt"].decode().splitlines() if line.startswith("gradio"))
-    assert Requirement(bounds).specifier.contains(front["sdk_version"])
     assert b"https://huggingface.co/alice/digits" in files["README.md"]
     assert b"https://huggingface.co/spaces/alice/watch" in repo.files()["README.md"]
     for options in (["--space_id", "alice/watch", "--license", "apache-2.0"], ["--license", "apache-2.0"]):
@@ -589,26 +593,48 @@ def test_a_space_holds_all_it_needs_and_is_made_once(hub, push, copy, tmp_path):
     assert len(space.branches["main"]) == 3 and b"license: mit" in space.files()["README.md"]
 
 
-def test_the_page_of_a_space_imports_from_its_folder_alone(tmp_path):
-    for path, content in space_files("alice/digits", "mit").items():
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(content)
-    code = "import drawing, ddpm_mnist; print(ddpm_mnist.__file__)"
-    done = python("-c", code, cwd=tmp_path, PYTHONPATH="")
-    assert done.returncode == 0 and Path(done.stdout.strip()).parent.parent == tmp_path, done.stderr
+def test_the_pages_modules_are_all_in_a_space():
+    """What one of them imports, and what index.html names, is there."""
+    demo = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "demo").iterdir() if path.suffix != ".py"}
+    assert set(demo) == set(PAGE)
+    named = {name for text in demo.values() for name in re.findall(r'"(?:\./)?([\w-]+\.(?:js|css))"', text)}
+    assert named == set(demo) - {"index.html"}
+
+
+def test_the_model_is_pushed_as_onnx_if_asked_and_from_then_on(hub, push, copy):
+    push(copy)
+    assert "onnx/model.onnx" not in hub.repo("alice/digits").files()
+    push(copy, "--onnx")
+    exported = hub.repo("alice/digits").files()["onnx/model.onnx"]
+    (copy / "onnx/model.onnx").write_bytes(b"of older weights")
+    push(copy)
+    assert hub.repo("alice/digits").files()["onnx/model.onnx"] == exported
 
 
 def test_what_was_edited_in_a_space_stays_and_other_spaces_are_left_alone(hub, push, copy):
     push(copy, "--space_id", "alice/watch")
     space = hub.repo("alice/watch", "space")
-    mine = {"README.md": File(b"---\nsdk: gradio\n---\nmine", False), "extra.txt": File(b"mine", False)}
+    mine = {"README.md": File(b"---\nsdk: static\n---\nmine", False), "extra.txt": File(b"mine", False)}
     space.add("main", "edit on the website", dict(space.at("main").files) | mine)
     assert "README.md of the Space alice/watch was edited" in push(copy, "--space_id", "alice/watch").stdout
     assert space.files()["README.md"].endswith(b"mine") and space.files()["extra.txt"] == b"mine"
-    hub.create("alice/chess", "space", files={"app.py": b"chess"})
-    done = push(copy, "--space_id", "alice/chess")
-    assert done.returncode == 2 and "--space_id alice/chess: is a Space of another app" in done.stderr
-    assert hub.repo("alice/chess", "space").files()["app.py"] == b"chess"
+    for app in ("app.py", "index.html"):
+        hub.create("alice/chess", "space", files={app: b"chess"})
+        done = push(copy, "--space_id", "alice/chess")
+        assert done.returncode == 2 and "--space_id alice/chess: is a Space of another app" in done.stderr
+        assert hub.repo("alice/chess", "space").files()[app] == b"chess"
+
+
+def test_a_gradio_space_of_an_earlier_version_is_replaced_only_when_asked(hub, push, copy):
+    old = {"app.py": b"import gradio", "model.txt": b"alice/digits", "README.md": b"---\nsdk: gradio\n---\n"}
+    space = hub.create("alice/watch", "space", files=old | {"ddpm_mnist/pipeline.py": b"", "requirements.txt": b""})
+    done = push(copy, "--space_id", "alice/watch")
+    assert done.returncode == 2 and "--replace_space" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert space.files()["app.py"] == b"import gradio"
+    for _ in range(2):
+        assert push(copy, "--space_id", "alice/watch", "--replace_space").returncode == 0
+        assert set(space.files()) == SPACE_FILES and front_matter(space.files()["README.md"])["sdk"] == "static"
+        assert len(space.branches["main"]) == 3
 
 
 def test_a_space_that_cannot_be_is_one_line(hub, push, copy):
@@ -621,5 +647,10 @@ def test_a_space_that_cannot_be_is_one_line(hub, push, copy):
         done = push(copy, "--space_id", *options)
         assert done.returncode == 2 and f"error: {message}" in done.stderr and "Traceback" not in done.stderr
     said = push(copy, "--space_id", "alice/watch", "--dry_run").stdout
-    assert "drawing.py" in said and "the Space alice/watch" in said and "Nothing was sent" in said
+    assert (
+        "sampler.js" in said
+        and "model/onnx/model.onnx" in said
+        and "the Space alice/watch" in said
+        and "Nothing was sent" in said
+    )
     assert not [repo for repo in hub.repos if repo[0] == "space"]

@@ -16,10 +16,11 @@ from ..errors import ConfigError, file_problem
 from ..options import opt, read_yaml
 from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, without_paths
 from .card import SPACE_ID, read_text, usage, write_card
+from .onnx import ONNX_FILE, export_onnx
 from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_token
 from .space import check_space, open_space, space_files, upload_space
 
-FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb")
+FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb", ONNX_FILE)
 FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE, "evaluation.json", "evaluation_*.png")
 OUR_PIPELINE = Path(__file__).parents[1] / "pipeline.py"
@@ -46,6 +47,8 @@ class PushConfig:
     hub_model_id: str = opt("", "The repo: USER/NAME. Needed.")
     model_dir: str = opt("ddpm-mnist", "The output_dir of a finished training run.", path=True)
     space_id: str | None = opt(None, "Also a Space that shows the model, by the page in demo/: USER/NAME.")
+    replace_space: bool = opt(False, "Put the page in the place of a Gradio Space of an earlier version.")
+    onnx: bool = opt(False, "Also push the U-Net as ONNX, for browsers and other runtimes; a Space does it too.")
     private: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
     create_pr: bool = opt(False, "Open a pull request instead of committing.")
@@ -63,6 +66,9 @@ def push_model(config: PushConfig) -> None:
     check_push(config)
     api = None if config.dry_run else HfApi(token=read_token())
     validate_model(model_dir)
+    # again where it was exported before: that may be of older weights
+    if config.onnx or config.space_id is not None or (model_dir / ONNX_FILE).is_file():
+        export_onnx(model_dir)
     card_stays = api is not None and open_repos(api, config)
     write_card(model_dir, repo_id, config.license, config.revision)
     files = files_to_push(model_dir)
@@ -70,7 +76,7 @@ def push_model(config: PushConfig) -> None:
         del files["README.md"]
         print(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
     list_files(files, repo_id)
-    space = space_files(repo_id, config.license) if config.space_id is not None else {}
+    space = space_files(model_dir, repo_id, config.license) if config.space_id is not None else {}
     if space:
         list_files(space, f"the Space {config.space_id}")
     if api is None:
@@ -80,7 +86,7 @@ def push_model(config: PushConfig) -> None:
     if config.create_pr:
         print("The card and the notebook load the main branch: they are right when the pull request is merged.")
     if space:
-        print(f"\n{upload_space(api, config.space_id, space, config.private)}")
+        print(f"\n{upload_space(api, config.space_id, space)}")
     print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), revision)}")
 
 
@@ -101,7 +107,7 @@ def open_repos(api: HfApi, config: PushConfig) -> bool:
     model_dir = Path(config.model_dir)
     make_repo(api, config.hub_model_id, config.private, config.revision)
     if config.space_id is not None:
-        open_space(api, config.space_id, config.private)
+        open_space(api, config.space_id, config.private, config.replace_space)
         (model_dir / SPACE_ID).write_text(config.space_id + "\n", encoding="utf-8")
     return edited_on_the_hub(api, config.hub_model_id, config.revision, read_text(model_dir / PUSHED_CARD).strip())
 

@@ -51,7 +51,7 @@ def hub_errors(repo_id: str, option: str = "--hub_model_id") -> Iterator[None]:
 
 def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = None, repo_type: str = "model") -> None:
     """Create the repo, and the branch, unless they exist. ConfigError: see `explain`; or it is not `private`."""
-    option, sdk = OPTIONS[repo_type], "gradio" if repo_type == "space" else None
+    option, sdk = OPTIONS[repo_type], "static" if repo_type == "space" else None
     with hub_errors(repo_id, option):
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
@@ -67,10 +67,17 @@ def edited_on_the_hub(
     api: HfApi, repo_id: str, revision: str | None = None, last_pushed: str | None = None, repo_type: str = "model"
 ) -> bool:
     """True if a person wrote or edited README.md on the Hub: it is not ours, nor has the hash `last_pushed`."""
-    where = {"revision": revision, "repo_type": repo_type}
-    with hub_errors(repo_id, OPTIONS[repo_type]), tempfile.TemporaryDirectory() as folder:
-        if not api.file_exists(repo_id, "README.md", **where):
-            return False
-        card = Path(api.hf_hub_download(repo_id, "README.md", local_dir=folder, **where)).read_bytes()
+    card = read_file(api, repo_id, "README.md", revision, repo_type)
+    if card is None:
+        return False
     by_hand = written_by_hand(card.decode("utf-8", errors="replace"))
     return by_hand and hashlib.sha256(card).hexdigest() != last_pushed
+
+
+def read_file(api: HfApi, repo_id: str, path: str, revision: str | None, repo_type: str) -> bytes | None:
+    """The content of a file on the Hub; None without one."""
+    where = {"revision": revision, "repo_type": repo_type}
+    with hub_errors(repo_id, OPTIONS[repo_type]), tempfile.TemporaryDirectory() as folder:
+        if not api.file_exists(repo_id, path, **where):
+            return None
+        return Path(api.hf_hub_download(repo_id, path, local_dir=folder, **where)).read_bytes()

@@ -1,17 +1,19 @@
-"""A Space on the Hub that shows a model: the page in `demo/`, with what it imports of this package."""
+"""A Space on the Hub that shows a model: the page in `demo/`, which draws in the visitor's browser, and the model."""
 
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard, SpaceCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCard, SpaceCardData
 
 from ..errors import ConfigError
 from .card import signed
-from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo
+from .onnx import ONNX_FILE
+from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_file
 
-ROOT = Path(__file__).parents[2]
+DEMO = Path(__file__).parents[2] / "demo"
 TEMPLATE = Path(__file__).with_name("space_template.md")
-PAGE = ("app.py", "drawing.py", "film.js", "pad.js", "schedule.js", "page.css", "requirements.txt")  # in demo/
-PACKAGE = ("__init__.py", "pipeline.py", "randomness.py", "sampling.py", "scheduler.py")  # in ddpm_mnist/
+PAGE = ("index.html", "page.css", "page.js", "film.js", "pad.js", "schedule.js", "worker.js", "model.js", "sampler.js")
+STARTER = b"Welcome to your static Space!"  # in the index.html that the Hub puts into a new one
+MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", ONNX_FILE)  # what the page reads
 
 
 def check_space(space_id: str, main_branch: bool) -> None:
@@ -21,40 +23,55 @@ def check_space(space_id: str, main_branch: bool) -> None:
         raise ConfigError(
             f"--space_id {space_id}: a Space shows the model's main branch; push without --revision and --create_pr"
         )
-    if not (ROOT / "demo" / "app.py").is_file():
-        raise ConfigError(f"--space_id {space_id}: demo/app.py is missing; run this in a clone of the repository")
+    if not (DEMO / "index.html").is_file():
+        raise ConfigError(f"--space_id {space_id}: demo/ is missing; run this in a clone of the repository")
 
 
-def space_files(model_id: str, license: str) -> dict[str, bytes]:
-    """Path -> content of all that a Space needs: the page, its README.md, and the id of the model."""
+def page_files(model_dir: Path, name: str) -> dict[str, bytes]:
+    """Path -> content of the page of a model that was exported to ONNX, which any server of files can serve."""
+    files = {"model.txt": f"{name}\n".encode()} | {file: (DEMO / file).read_bytes() for file in PAGE}
+    return files | {f"model/{file}": (model_dir / file).read_bytes() for file in MODEL}
+
+
+def space_files(model_dir: Path, model_id: str, license: str) -> dict[str, bytes]:
+    """Path -> content of all that a Space needs: the page, the model, and the Space's README.md."""
     data = SpaceCardData(license=license, models=[model_id])
     card = SpaceCard.from_template(data, str(TEMPLATE), name=model_id.split("/")[-1])
-    files = {"README.md": signed(str(card)).encode(), "model.txt": f"{model_id}\n".encode()}
-    files |= {name: (ROOT / "demo" / name).read_bytes() for name in PAGE}
-    return files | {f"ddpm_mnist/{name}": (ROOT / "ddpm_mnist" / name).read_bytes() for name in PACKAGE}
+    return {"README.md": signed(str(card)).encode()} | page_files(model_dir, model_id)
 
 
-def open_space(api: HfApi, space_id: str, private: bool) -> None:
-    """Create the Space unless it exists. ConfigError: see `make_repo`; or it holds another app, which stays."""
+def open_space(api: HfApi, space_id: str, private: bool, replace: bool) -> None:
+    """Create the Space unless it exists.
+
+    ConfigError: see `make_repo`; or it holds another app, which stays; or our page of before, which needed Gradio, and
+    not `replace`.
+    """
     make_repo(api, space_id, private, repo_type="space")
     with hub_errors(space_id, "--space_id"):
         paths = api.list_repo_files(space_id, repo_type="space")
-    if "app.py" in paths and "model.txt" not in paths:
+    index = read_file(api, space_id, "index.html", None, "space") or STARTER
+    if "model.txt" not in paths and ("app.py" in paths or STARTER not in index):
         raise ConfigError(f"--space_id {space_id}: is a Space of another app, and nothing was uploaded; name a new one")
+    if "app.py" in paths and not replace:
+        raise ConfigError(
+            f"--space_id {space_id}: is a Gradio Space of an earlier version, and nothing was uploaded; "
+            "--replace_space puts the new page in its place"
+        )
 
 
-def upload_space(api: HfApi, space_id: str, files: dict[str, bytes], private: bool) -> str:
+def upload_space(api: HfApi, space_id: str, files: dict[str, bytes]) -> str:
     """Upload the files in one commit, or none if nothing has changed; returns the address of the Space.
 
-    A README.md that was edited on the Hub stays. (A new Space holds one of the Hub's, which is replaced.)
+    A README.md that was edited on the Hub stays. What the Hub put into a new Space, or an old Gradio Space holds, goes.
     """
     with hub_errors(space_id, "--space_id"):
-        is_new = not api.file_exists(space_id, "app.py", repo_type="space")
-        if not is_new and edited_on_the_hub(api, space_id, repo_type="space"):
+        there = api.list_repo_files(space_id, repo_type="space")
+        ours = "model.txt" in there and "app.py" not in there
+        old = [] if ours else [path for path in there if path not in (".gitattributes", *files)]
+        if ours and edited_on_the_hub(api, space_id, repo_type="space"):
             files = {path: content for path, content in files.items() if path != "README.md"}
             print(f"README.md of the Space {space_id} was edited on the Hub: it stays.")
-        operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+        operations = [CommitOperationDelete(path) for path in old]
+        operations += [CommitOperationAdd(path, content) for path, content in files.items()]
         api.create_commit(space_id, operations, repo_type="space", commit_message="Upload the page")
-    if private:
-        print("The Space needs a token to load a private model: add a secret HF_TOKEN in its settings.")
     return f"{api.endpoint}/spaces/{space_id}"
