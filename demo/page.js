@@ -270,14 +270,16 @@ async function open() {
   films.write.say(find("#write .explained").textContent);
   films.draw.begin({ names: Array(10).fill(null), shape: [1, 28, 28], steps: 1 });
   const asked = new URLSearchParams(location.search).get("model");
-  if (asked !== null && !REPO.test(asked)) return fail("The address must name the model as on the Hub: ?model=USER/NAME.");
+  const [repo, revision = "main"] = (asked ?? "").split("@");
+  if (asked !== null && !REPO.test(repo)) return fail("The address must name the model as on the Hub: ?model=USER/NAME.");
   const beside = await fetch("model.txt");
   if (!beside.ok) return fail("No model lies beside this page: python demo/serve.py --model FOLDER puts one there.");
   const name = asked ?? (await beside.text()).trim();
   const link = find("#model");
   link.textContent = name;
-  if (REPO.test(name)) link.href = `https://huggingface.co/${name}`;
+  if (REPO.test(asked ? repo : name)) link.href = `https://huggingface.co/${asked ? repo : name}`;
   document.title = `Watch diffusion draw: ${name}`;
-  worker.postMessage({ load: new URL(asked ? `https://huggingface.co/${asked}/resolve/main/` : "model/", location).href });
+  const hub = `https://huggingface.co/${repo}/resolve/${encodeURIComponent(revision)}/`;
+  worker.postMessage({ load: new URL(asked ? hub : "model/", location).href });
 }
 open().catch((error) => fail(`The page cannot be loaded: ${error.message}.`));
