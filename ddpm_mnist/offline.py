@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -18,6 +19,7 @@ from .errors import ConfigError, first_line
 
 MODEL_FILES = ["*.json", "*.yaml", "scheduler/*.json", "unet/*.json"]  # of a model, all that is downloaded
 MODEL_FILES += [f"unet/diffusion_pytorch_model{part}.safetensors" for part in ("", "-*-of-*")]
+NOT_CACHED = "the Hub cannot be reached, and the cache does not hold it; check the network, or name a local folder"
 ADVICE = {  # by HTTP status
     401: "the Hub does not know this token; `hf auth login` again, or make a new one",
     403: "the token may not do this; make one that may (to push: with the role 'write', under your own name)",
@@ -75,9 +77,9 @@ def hub_or_cache(option: str, name: str, repo_type: str, timeout: float = 5.0) -
     try:
         yield
     except Exception as error:
-        if refusal is None:
+        if refusal is None and not isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
             raise
-        raise ConfigError(f"{option} {name}: {refusal}") from error
+        raise ConfigError(f"{option} {name}: {refusal or NOT_CACHED}") from error
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 

@@ -397,7 +397,7 @@ BAD_INPUT = {  # (options, part of the one line that is the answer)
     "huge seed": (["--seed=99999999999999999999"], "--seed 99999999999999999999: must be at most"),
     "nine samples": (["--num_images=9"], "--num_images 9: must be at least 10"),
     "not a model": (["--model", ROOT / "configs"], "holds no model_index.json"),
-    "no such model": (["--model=no/such-model"], "--model no/such-model: cannot be loaded"),
+    "no such model": (["--model=no/such-model"], "--model no/such-model: the Hub cannot be reached"),
 }
 
 

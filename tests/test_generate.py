@@ -490,7 +490,7 @@ def test_generate_says_at_the_start_what_is_in_its_way(tmp_path, what, how, mode
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", "no/such-model"], "--model no/such-model: cannot be loaded"),
+        (["--model", "no/such-model"], "--model no/such-model: the Hub cannot be reached"),
         (["--model", str(ROOT / "configs")], "holds no model_index.json"),
         (["--num_inference_steps", "1001"], "--num_inference_steps 1001"),
         (["--class_label", "3"], "--class_label 3: the model has no classes"),
