@@ -93,8 +93,6 @@ CASES = [  # (arguments, parts of the line)
     (["--scheduler.trained_betas=[0.1, 0.2]"], ["scheduler.trained_betas", "2 values"]),
     (["--scheduler.rescale_betas_zero_snr=true"], ["scheduler.prediction_type epsilon", "use v_prediction"]),
     (["--scheduler.trained_betas=[.nan]", "--scheduler.num_train_timesteps=1"], ["scheduler.trained_betas: every"]),
-    (["--train_batch_size=100000000"], ["--train_batch_size 100000000: must be at most"]),
-    (["--num_validation_images=1000000000000"], ["--num_validation_images 1000000000000: must be at most"]),
     (["--scheduler.beta_start=1e-9"], ["scheduler.beta_start", "no noise in float32", "raise it"]),
     # data
     (["--dataset_name=./no/such/folder"], ["--dataset_name ./no/such/folder", "not on this disk"]),
