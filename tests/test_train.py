@@ -2,16 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import RECOMMENDED, ROOT, metrics, posix, python, same, smoke_args, weights
+from conftest import RECOMMENDED, ROOT, metrics, python, same, smoke_args, weights
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageChops
 
@@ -365,32 +363,3 @@ def test_the_logged_loss_is_the_mean_since_the_last_log(train):
     each = metrics(train("each", logging_steps=1, validation_steps=0), "loss")
     mean = metrics(train("mean", logging_steps=4, validation_steps=0), "loss")
     assert mean == pytest.approx({4: sum(each[s] for s in (1, 2, 3, 4)) / 4, 8: sum(each[s] for s in (5, 6, 7, 8)) / 4})
-
-
-# ---- stopping ------------------------------------------------------------------------------------------------------
-
-
-@posix
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_path, signum, code):
-    options = {"max_train_steps": 60, "validation_steps": 0, "checkpointing_steps": 1000, "logging_steps": 1}
-    args = smoke_args(dataset_dir, tmp_path / "stopped", **options)
-    process = subprocess.Popen(
-        [sys.executable, "train_ddpm_mnist.py", *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    log = tmp_path / "stopped/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signum)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
-    assert b"resume with --resume_from_checkpoint latest" in stdout and b"Traceback" not in stderr
-    (checkpoint,) = (tmp_path / "stopped").glob("checkpoint-*")
-    assert 3 <= int(checkpoint.name.split("-")[1]) < 60
-    assert not (tmp_path / "stopped/model_index.json").exists()
-    train("stopped", resume_from_checkpoint="latest", **options)
-    whole = train("whole", **options)
-    assert same(weights(tmp_path / "stopped/unet"), weights(whole / "unet"))
-    assert metrics(tmp_path / "stopped", "loss") == metrics(whole, "loss")
