@@ -57,10 +57,8 @@ def assert_same_trajectory(ours, stock, channels: int = 2, **timesteps) -> None:
             scheduler.step(model_output, t, sample, generator=generator)
             for scheduler, sample, generator in zip((ours, stock), samples, generators)
         ]
-        torch.testing.assert_close(steps[0].prev_sample, steps[1].prev_sample, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(
-            steps[0].pred_original_sample, steps[1].pred_original_sample, rtol=0, atol=0, equal_nan=True
-        )
+        for name in ("prev_sample", "pred_original_sample"):
+            torch.testing.assert_close(*(step[name] for step in steps), rtol=0, atol=0, equal_nan=True)
         samples = [step.prev_sample for step in steps]
 
 
