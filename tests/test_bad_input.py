@@ -93,8 +93,6 @@ CASES = [  # (arguments, parts of the line)
     (["--scheduler.trained_betas=[0.1, 0.2]"], ["scheduler.trained_betas", "2 values"]),
     (["--scheduler.rescale_betas_zero_snr=true"], ["scheduler.prediction_type epsilon", "use v_prediction"]),
     (["--scheduler.trained_betas=[.nan]", "--scheduler.num_train_timesteps=1"], ["scheduler.trained_betas: every"]),
-    (["--train_batch_size=100000000"], ["--train_batch_size 100000000: must be at most"]),
-    (["--num_validation_images=1000000000000"], ["--num_validation_images 1000000000000: must be at most"]),
     (["--scheduler.beta_start=1e-9"], ["scheduler.beta_start", "no noise in float32", "raise it"]),
     # data
     (["--dataset_name=./no/such/folder"], ["--dataset_name ./no/such/folder", "not on this disk"]),
@@ -321,7 +319,6 @@ def test_editors_of_windows_write_byte_order_marks(tmp_path, encoding):
         ("mixed_precision: yes", "choose from auto, no, fp16, bf16"),
         ("optimizer: sgd", "choose from adamw, muon"),
         ("output_dir: [a]", "--output_dir"),
-        ("seed: 99999999999999999999", "--seed 99999999999999999999: must be at most"),
         ("unet: 3", "unet must hold"),
         ("unet: {1: 2}", "unet.1: unknown key"),
         ("unet: {layers_per_blok: 2}", "unet.layers_per_blok: unknown key; did you mean layers_per_block"),

@@ -124,19 +124,26 @@ def browser():
 
 
 @contextmanager
+def running(*command, cwd: Path):
+    """The address that a server in Python prints."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-u", *command], cwd=cwd, text=True, **pipes)
+    try:
+        printed = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stdout)
+        yield next(found[0] for found in printed if found)
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@contextmanager
 def serving(files: dict[str, bytes], folder: Path):
     """The address of a folder with these files, served by Python's own server of files alone."""
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", folder]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        port = re.search(r"port (\d+)", server.stdout.readline())[1]
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
+    with running("-m", "http.server", "0", "--bind", "127.0.0.1", cwd=folder) as address:
+        yield address
 
 
 @contextmanager
@@ -488,11 +495,8 @@ def test_serve_exports_and_serves_the_page_on_this_machine_alone(with_labels, tm
     folder = Path(shutil.copytree(with_labels, tmp_path / "digits"))
     shutil.rmtree(folder / "onnx")
     (folder / "secret").write_text("not to be served")
-    command = [sys.executable, "-u", ROOT / "demo/serve.py", "--model", folder, "--port", "0", "--no_browser"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    try:
-        lines = [server.stdout.readline(), server.stdout.readline()]
-        address = re.match(r"http://127\.0\.0\.1:\d+/", lines[1])[0]
+    command = [ROOT / "demo/serve.py", "--model", folder, "--port", "0", "--no_browser"]
+    with running(*command, cwd=tmp_path) as address:
         for path, content in page_files(folder, "digits").items():
             with urlopen(address + path) as answer:
                 assert answer.read() == content, path
@@ -502,9 +506,6 @@ def test_serve_exports_and_serves_the_page_on_this_machine_alone(with_labels, tm
         for path in ("model/secret", "serve.py", "../README.md", "model/../serve.py"):
             with pytest.raises(HTTPError, match="404"):
                 urlopen(address + path)
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path, capsys):

@@ -318,15 +318,8 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
 
 def test_samples_are_kept_until_the_figures_are_written(model, tiny_dataset_dir, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    args = [
-        *arguments(model, tiny_dataset_dir),
-        "--output_dir",
-        tmp_path / "results",
-        "--bound_images",
-        0,
-        "--batch_size",
-        8,
-    ]
+    options = ["--output_dir", tmp_path / "results", "--bound_images", 0, "--batch_size", 8]
+    args = [*arguments(model, tiny_dataset_dir), *options]
     with monkeypatch.context() as patch:
         patch.setattr(report, "measure", lambda samples, judge: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -393,9 +386,6 @@ BAD_INPUT = {  # (options, part of the one line that is the answer)
     "steps": (["--num_inference_steps=1001"], "--num_inference_steps 1001: the model has 1000 timesteps"),
     "file as folder": (["--output_dir", ROOT / "README.md/out"], "README.md is a file; name a folder"),
     "one image": (["--bound_images=1"], "--bound_images 1: must be 2 or more"),
-    "huge number": (["--num_images=10000000000"], "--num_images 10000000000: must be at most"),
-    "huge seed": (["--seed=99999999999999999999"], "--seed 99999999999999999999: must be at most"),
-    "nine samples": (["--num_images=9"], "--num_images 9: must be at least 10"),
     "not a model": (["--model", ROOT / "configs"], "holds no model_index.json"),
     "no such model": (["--model=no/such-model"], "--model no/such-model: the Hub cannot be reached"),
 }

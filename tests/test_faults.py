@@ -60,12 +60,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def error_line(stderr: str) -> str:
-    (line,) = [line for line in stderr.splitlines() if "error: " in line]
-    assert "Traceback" not in stderr
-    return line
-
-
 # ---- kills and signals ---------------------------------------------------------------------------------------------
 
 
@@ -138,9 +132,29 @@ def test_a_run_whose_launcher_is_gone_saves_and_ends(dataset_dir, tmp_path):
 
 
 @posix
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_path, signum, code):
+    options = {"max_train_steps": 30, "validation_steps": 0, "checkpointing_steps": 1000, "logging_steps": 1}
+    out = tmp_path / "stopped"
+    process = start(smoke_args(dataset_dir, out, **options))
+    wait_until(lambda: newest_step(out) >= 3, process)
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "resume with --resume_from_checkpoint latest" in stdout and "Traceback" not in stderr
+    (checkpoint,) = list_checkpoints(out)
+    assert 3 <= int(checkpoint.name.split("-")[1]) < 30
+    assert not (out / "model_index.json").exists()
+    train("stopped", resume_from_checkpoint="latest", **options)
+    whole = train("whole", **options)
+    assert same(weights(out / "unet"), weights(whole / "unet"))
+    assert metrics(out, "loss") == metrics(whole, "loss")
+
+
+@posix
 @pytest.mark.parametrize("hangup", ["default", "ignored"])
 def test_signals_that_end_a_job_are_handled_and_restored(hangup):
-    """Real ones end runs in test_train.py. nohup keeps a run alive by ignoring SIGHUP."""
+    """Real ones end runs above. nohup keeps a run alive by ignoring SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if hangup == "ignored" else signal.SIG_DFL)
     listener = stop.StopSignal(None)
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -225,7 +239,8 @@ def test_two_runs_never_share_a_folder_and_a_killed_one_releases_it(dataset_dir,
     wait_until(lambda: list_checkpoints(out), first)
     second = python("train_ddpm_mnist.py", *args)
     assert second.returncode == 2 and first.poll() is None
-    assert f"--output_dir {out}: another run is writing there" in error_line(second.stderr)
+    assert f"error: --output_dir {out}: another run is writing there" in second.stderr
+    assert second.stderr.count("error: ") == 1 and "Traceback" not in second.stderr
     first.kill()
     first.communicate()
     step = max(int(path.name.split("-")[1]) for path in list_checkpoints(out))

@@ -56,22 +56,6 @@ def test_the_index_names_stock_classes_and_the_weights_are_the_average(model):
     assert "ddpm_mnist" not in "".join(p.read_text() for p in model.glob("*/*config.json"))
 
 
-@pytest.mark.parametrize("pipeline", ["DiffusionPipeline", "DDIMPipeline"])
-def test_other_pipelines_load_it(model, pipeline):
-    pipe = getattr(diffusers, pipeline).from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    assert len(pipe(batch_size=2, num_inference_steps=3).images) == 2
-
-
-def test_in_repo_classes_load_it_and_predict_the_same(model):
-    ours = UNet2DModel.from_pretrained(model, subfolder="unet")
-    stock = diffusers.UNet2DModel.from_pretrained(model, subfolder="unet")
-    assert type(ours) is UNet2DModel
-    sample = torch.randn(2, 1, 28, 28)
-    torch.testing.assert_close(ours(sample, 10).sample, stock(sample, 10).sample, rtol=1e-5, atol=1e-5)
-    assert DDPMScheduler.from_pretrained(model, subfolder="scheduler").config.variance_type == "fixed_small"
-
-
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
@@ -280,11 +264,6 @@ def test_ddpm_in_few_steps_is_ddim_with_eta_1(steps, variance_type):
     assert make_sampler("ddpm", config, 1000).config.variance_type == variance_type
 
 
-def test_dpmsolver_refuses_as_many_steps_as_timesteps(model):
-    with pytest.raises(ConfigError, match="--num_inference_steps 1000: dpmsolver takes at most 999"):
-        load_model(str(model)).num_steps(SampleOptions(scheduler="dpmsolver", num_inference_steps=1000))
-
-
 @pytest.mark.parametrize("steps", [7, 20, 30, 125, 250, 500])
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
@@ -425,16 +404,6 @@ def test_weights_that_are_a_pointer_of_git_lfs(model, tmp_path, capfd):
     assert "is a git-lfs pointer and not the file" in capfd.readouterr().err
 
 
-def test_a_model_that_is_missing_or_takes_no_guidance_is_said(model, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    assert in_process(generate.main) == 2
-    assert "--model ddpm-mnist: no such folder; first, accelerate launch" in capfd.readouterr().err
-    assert in_process(generate.main, "--model", model, "--guidance_scale", 3) == 2
-    assert "--guidance_scale 3.0: this model was trained without dropped labels" in capfd.readouterr().err
-    assert in_process(generate.main, "--model", model, "--guidance_min_log_snr", -9) == 2
-    assert "--guidance_min_log_snr -9.0: this model was trained without dropped labels" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
 def test_samples_that_are_not_finite_are_an_error_and_no_black_picture(model, tmp_path, scheduler, capfd):
     shutil.copytree(model, tmp_path / "broken")
@@ -492,7 +461,11 @@ def test_generate_says_at_the_start_what_is_in_its_way(tmp_path, what, how, mode
     [
         (["--model", "no/such-model"], "--model no/such-model: the Hub cannot be reached"),
         (["--model", str(ROOT / "configs")], "holds no model_index.json"),
+        (["--model", "ddpm-mnist"], "--model ddpm-mnist: no such folder; first, accelerate launch"),  # the default
         (["--num_inference_steps", "1001"], "--num_inference_steps 1001"),
+        (["--scheduler", "dpmsolver", "--num_inference_steps", "1000"], "1000: dpmsolver takes at most 999"),
+        (["--guidance_scale", "3"], "--guidance_scale 3.0: this model was trained without dropped labels"),
+        (["--guidance_min_log_snr", "-9"], "--guidance_min_log_snr -9.0: this model was trained without dropped"),
         (["--class_label", "3"], "--class_label 3: the model has no classes"),
         (["--output", "grid.gif"], "--output grid.gif: must end in .png"),
     ],

@@ -102,22 +102,6 @@ def test_a_skipped_update_moves_nothing():
     assert [int(optimizer.state[p]["step"]) for p in parameters + others] == [2, 2, 2]
 
 
-def test_its_state_is_read_back():
-    runs = []
-    for stops in (False, True):
-        parameters, others = matrices((8, 12), (4, 2, 3, 3)), matrices((8,))
-        optimizer = Muon(parameters, others, lr=0.1)
-        for step in range(4):
-            if stops and step == 2:
-                state = optimizer.state_dict()
-                optimizer = Muon(parameters, others, lr=0.7)
-                optimizer.load_state_dict(state)
-            give_gradients(parameters + others, step)
-            optimizer.step()
-        runs.append({str(i): p.detach() for i, p in enumerate(parameters + others)})
-    assert same(*runs)
-
-
 def test_muon_gets_the_hidden_weights_and_adamw_the_rest():
     config = TrainConfig(unet=UNET | {"num_class_embeds": 11})
     unet = build(config, "unet")
