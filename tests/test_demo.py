@@ -163,7 +163,7 @@ def visiting(browser, runtime: Path | None, address: str, query: str = "/", widt
         url = route.request.url.partition("?")[0]
         cdn, models = (
             f"https://cdn.jsdelivr.net/npm/{RUNTIME}/dist/",
-            "https://huggingface.co/alice/digits/resolve/main/",
+            "https://huggingface.co/alice/digits/resolve/v2/",
         )
         if url.startswith((address, "data:", "blob:")):
             route.continue_()
@@ -394,12 +394,12 @@ def test_a_drawing_can_be_stopped_and_wrong_addresses_are_text(browser, runtime,
 @needs_a_browser
 def test_a_model_of_the_hub(browser, runtime, with_labels, without_labels, tmp_path):
     with serving(page_files(without_labels, "digits"), tmp_path) as address:
-        query = "/?model=alice/digits&steps=2"
+        query = "/?model=alice/digits@v2&steps=2"
         with visiting(browser, runtime, address, query, hub=with_labels) as page:
             finished(page)
-            assert page.title().endswith("alice/digits") and page.locator("#draw .labels").is_visible()
+            assert page.title().endswith("alice/digits@v2") and page.locator("#draw .labels").is_visible()
             draw(page, count=2)
-            assert "model=alice%2Fdigits" in page.url
+            assert "model=alice%2Fdigits%40v2" in page.url
 
 
 # ---- what the page computes ------------------------------------------------------------------------------------------
