@@ -284,7 +284,7 @@ def test_each_departure_from_the_paper_changes_the_losses(train):
 def test_the_held_out_loss_covers_all_timesteps_evenly(train):
     AcceleratorState._reset_state(reset_partial_state=True)
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [4]}
-    unet = UNet2DModel(8, 1, 1, norm_num_groups=2, attention_head_dim=None, **blocks)
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, norm_num_groups=2, **blocks)
     seen = []
     unet.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
     images = Images(torch.zeros(200, 1, 8, 8, dtype=torch.uint8), None)

@@ -49,11 +49,11 @@ def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
 
 @torch.no_grad()
 def held_out_loss(unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator) -> float:
-    """L_simple (eq. 14) on held-out images: the mean squared error of the noise, for uniform timesteps.
+    """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next: the error of the
+    noise, whatever the network outputs, for uniform timesteps, whatever their density in training.
 
-    What the network outputs, and the density of t in training, do not change its meaning, so that runs can be compared.
-    The noise is fixed, and each of N images gets the middle of another of N equal parts of 0 ... T-1, in a fixed random
-    order. Processes share the images.
+    The noise is fixed and the timesteps are stratified: image i of N gets the middle of the i-th of N equal parts of
+    0 ... T-1, in a fixed random order. Processes share the images.
     """
     T, total = scheduler.config.num_train_timesteps, len(held_out)
     generator = seeded_generator(0, "held-out noise")
