@@ -24,8 +24,8 @@ def validate(run: Run) -> None:
     metrics = {}
     for name, weights in (("raw", None), ("ema", run.ema)) if run.ema is not None else (("raw", None),):
         with evaluating(run.bare_unet, weights):
-            loss = held_out_loss(run.bare_unet, run.scheduler, run.data.test, run.accelerator)
-            metrics[f"held_out_{name}/loss"] = loss
+            losses = held_out_loss(run.bare_unet, run.scheduler, run.data.test, run.accelerator)
+            metrics |= {f"held_out_{name}/{key}": value for key, value in losses.items()}
             if weights is run.ema:  # the averaged weights if there are any
                 samples = draw_grid(run)
     run.log.write(run.step, metrics)
@@ -48,19 +48,24 @@ def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
 
 
 @torch.no_grad()
-def held_out_loss(unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator) -> float:
+def held_out_loss(
+    unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator
+) -> dict[str, float]:
     """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next: the error of the
     noise, whatever the network outputs, for uniform timesteps, whatever their density in training.
 
     The noise is fixed and the timesteps are stratified: image i of N gets the middle of the i-th of N equal parts of
     0 ... T-1, in a fixed random order. Processes share the images.
+
+    Returns:
+        "loss", the mean, and "loss_q1" (the quarter of the timesteps with the least noise) to "loss_q4".
     """
     T, total = scheduler.config.num_train_timesteps, len(held_out)
     generator = seeded_generator(0, "held-out noise")
     noise = torch.randn(held_out.images.shape, generator=generator)
     timesteps = ((torch.arange(total) + 0.5) / total * T).long()[torch.randperm(total, generator=generator)]
 
-    error_sum = torch.zeros((), device=accelerator.device)
+    sums = torch.zeros(2, 4, device=accelerator.device)  # of squared errors, and of images, by quarter
     mine = torch.arange(accelerator.process_index, total, accelerator.num_processes)
     for rows in mine.split(BATCH_SIZE):
         pixels, epsilon, t = (x[rows].to(accelerator.device) for x in (held_out.images, noise, timesteps))
@@ -70,8 +75,12 @@ def held_out_loss(unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Ima
         model_output = unet(scheduler.add_noise(images, epsilon, t), t, class_labels=labels).sample
         target = prediction_target(scheduler, images, epsilon, t)
         error = F.mse_loss(model_output.float(), target, reduction="none") * noise_error_weights(scheduler, t)
-        error_sum += error.mean(dim=(1, 2, 3)).sum()
-    return accelerator.reduce(error_sum, "sum").item() / total
+        error = error.mean(dim=(1, 2, 3))
+        quarter = F.one_hot(t * 4 // T, 4).to(error.dtype)
+        sums += torch.stack([(error[:, None] * quarter).sum(0), quarter.sum(0)])
+    errors, counts = accelerator.reduce(sums, "sum").cpu()
+    losses = {f"loss_q{q + 1}": (errors[q] / counts[q]).item() for q in range(4) if counts[q] > 0}
+    return {"loss": (errors.sum() / counts.sum()).item(), **losses}
 
 
 def noise_error_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor | int:
