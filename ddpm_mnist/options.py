@@ -290,7 +290,7 @@ class SampleOptions:
     num_images: int = opt(16, "How many.", at_least=1, at_most=1_000_000)
     batch_size: int = opt(64, "Images at a time; it does not change them.", at_least=1, at_most=1_000_000)
     scheduler: Literal["ddpm", "ddim", "dpmsolver"] = opt(
-        "ddpm", "Sampler: ddpm, Algorithm 2; ddim, which adds no noise; dpmsolver, the fastest."
+        "ddpm", "ddpm: Algorithm 2; ddim: without noise; dpmsolver: SDE-DPM-Solver++, the fastest."
     )
     num_inference_steps: int | None = opt(None, "Steps. Default: 50; dpmsolver: 20. The paper: all 1000.", at_least=1)
     guidance_scale: float = opt(

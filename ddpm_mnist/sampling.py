@@ -23,10 +23,13 @@ def make_sampler(name: str, config, num_inference_steps: int):
     """The scheduler of that name in `SAMPLERS`, for the noise schedule that `config` describes.
 
     `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (Song et al. 2021, table 1). In
-    fewer steps than timesteps, ddpm therefore takes `fixed_small`, and is then DDIM with eta 1.
+    fewer steps than timesteps, ddpm therefore takes `fixed_small`, and is then DDIM with eta 1. DPM-Solver++ (Lu et al.
+    2022, https://arxiv.org/abs/2211.01095) takes its form with noise, which draws better digits.
     """
     few = num_inference_steps < config.num_train_timesteps
     change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}
+    if name == "dpmsolver":
+        change["algorithm_type"] = "sde-dpmsolver++"
     return SAMPLERS[name].from_config(config, **change, **known_betas(config))
 
 
