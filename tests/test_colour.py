@@ -10,6 +10,7 @@ from PIL import Image
 import evaluate
 import generate
 import push_to_hub
+from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.images.dataset import ImageShape, load_data
 from ddpm_mnist.options import DataOptions
 from ddpm_mnist.training.config import parse_args
@@ -48,7 +49,11 @@ def test_a_set_in_colour_from_training_to_the_push(tmp_path, train, monkeypatch,
     """Columns as in CIFAR-10; everything after the training finds out by itself that the images have colour."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     name = save(tmp_path / "squares", [patch(i) for i in range(90)], column="img")
-    out = train("out", dataset_name=name, **{"unet.num_class_embeds": 3, "unet.sample_size": 32})
+    options = {"unet.num_class_embeds": 3, "unet.sample_size": 32}
+    out = train("out", dataset_name=name, **options)
+    grey = save(tmp_path / "grey", [patch(i).convert("L") for i in range(90)], column="img")
+    with pytest.raises(ConfigError, match="it was trained with dataset = 66 images, .* this run has 66 images"):
+        train("out", dataset_name=grey, resume_from_checkpoint="latest", **options)  # and not: another in_channels
     assert json.loads((out / "unet/config.json").read_text())["in_channels"] == 3
     assert Image.open(sorted((out / "samples").iterdir())[-1]).mode == "RGB"
 

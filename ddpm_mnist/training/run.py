@@ -76,12 +76,14 @@ class Run:
         shares = config.guide_weak, config.guide_start
         self.guide = Guide(self.bare_unet, self.num_steps, *shares) if config.guide_scale > 1 else None
 
-        self.identity = {
+        channels = ("in_channels", "out_channels")
+        self.identity = {  # in the order in which a difference is named: what the data decide stands below them
             **config.identity(),
-            "unet": config.unet | {"in_channels": data.channels, "out_channels": data.channels},
+            "unet": {key: value for key, value in config.unet.items() if key not in channels},
             "global batch": self.global_batch,
             "mixed precision": accelerator.mixed_precision,
-            "dataset": data.fingerprint,  # last: it differs with the options above too, which say more
+            "dataset": data.fingerprint,
+            **{f"unet.{key}": data.channels for key in channels},
         }
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
