@@ -274,8 +274,8 @@ def test_metrics_tell_copies_from_new_images_and_noise_from_both(judge):
     assert noise["precision"] < 0.1 < 0.7 < new["precision"] and noise["confident"] < new["confident"]
     assert one_class["recall"] < 0.5 < new["recall"]
     assert new["nearest_ratio"] == pytest.approx(1, abs=0.05) and copies["nearest_ratio"] < 0.9
-    for name, (value, ci, floor) in measured["new"].items():  # new images are as the real ones are
-        assert ci > 0 and abs(value - floor) < 0.1 * max(1, noise[name]), name
+    for name, (value, ci, real) in measured["new"].items():  # new images are as the real ones are
+        assert ci > 0 and abs(value - real) < 0.1 * max(1, noise[name]), name
 
 
 def test_requested_classes_are_recognized(judge):
