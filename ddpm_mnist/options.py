@@ -205,7 +205,7 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
     types, known = get_type_hints(cls), {option.name for option in options_of(cls)}
     defaults = {}
     for key, value in values.items():
-        if key not in known and value is not None:  # null: a record of an earlier version, which had more options
+        if key not in known:
             raise ConfigError(f"--config {file}: {no_such_option(cls, f'--{key}'[:40])}")
         if isinstance(value, (list, dict)):
             raise ConfigError(f"--config {file}: --{key} {value}: must be one value")
@@ -213,7 +213,7 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
             value = "yes" if value else "no"  # YAML reads an unquoted no as False
         if value is not None:
             defaults[key] = str(value)
-        elif NoneType in get_args(types.get(key)):
+        elif NoneType in get_args(types[key]):
             defaults[key] = None
     return defaults
 

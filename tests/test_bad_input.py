@@ -269,7 +269,7 @@ def test_the_command_line_wins_over_the_file(tmp_path):
 
 def test_null_is_the_default_unless_the_type_allows_none(tmp_path):
     lines = [f"{option.name}: null" for option in options_of(TrainConfig)]
-    lines += ["unet: {block_out_channels: null}", "scheduler: {beta_start: null}", "option_of_an_earlier_version: null"]
+    lines += ["unet: {block_out_channels: null}", "scheduler: {beta_start: null}"]
     assert parsed(tmp_path, "\n".join(lines)) == replace(TrainConfig(), checkpoints_total_limit=None)  # keep all
 
 
@@ -307,6 +307,7 @@ def test_editors_of_windows_write_byte_order_marks(tmp_path, encoding):
         ("", "must hold `option: value` lines"),
         ("train_batch_sise: 3", "--train_batch_sise: no such option; did you mean --train_batch_size"),
         ("num_train_epochs: 9", "--num_train_epochs: no such option; use --max_train_steps"),
+        ("train_batch_sise: null", "--train_batch_sise: no such option; did you mean --train_batch_size?"),
         ("1: 2", "--1: no such option"),
         ("train_batch_size: 3.5", "--train_batch_size: invalid int value: '3.5'"),
         ("train_batch_size: true", "--train_batch_size: invalid int value"),
