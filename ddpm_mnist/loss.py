@@ -104,5 +104,7 @@ def timestep_density(scheduler: DDPMScheduler, uniform_share: float) -> Tensor |
         return None
     log_snr = torch.logit(scheduler.alphas_cumprod.cpu().double().clamp(1e-12, 1 - 1e-12))
     normal = torch.exp(-0.5 * ((log_snr - LOG_SNR_MEAN) / LOG_SNR_STD) ** 2) * torch.gradient(log_snr)[0].abs()
+    if normal.sum() == 0:  # all timesteps have the same log SNR
+        return None
     uniform = torch.full_like(normal, 1 / len(normal))
     return uniform_share * uniform + (1 - uniform_share) * normal / normal.sum()

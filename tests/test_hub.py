@@ -619,18 +619,6 @@ def test_what_was_edited_in_a_space_stays_and_other_spaces_are_left_alone(hub, p
         assert hub.repo("alice/chess", "space").files()[app] == b"chess"
 
 
-def test_a_gradio_space_of_an_earlier_version_is_replaced_only_when_asked(hub, push, copy):
-    old = {"app.py": b"import gradio", "model.txt": b"alice/digits", "README.md": b"---\nsdk: gradio\n---\n"}
-    space = hub.create("alice/watch", "space", files=old | {"ddpm_mnist/pipeline.py": b"", "requirements.txt": b""})
-    done = push(copy, "--space_id", "alice/watch")
-    assert done.returncode == 2 and "--replace_space" in done.stderr and len(done.stderr.splitlines()) == 1
-    assert space.files()["app.py"] == b"import gradio"
-    for _ in range(2):
-        assert push(copy, "--space_id", "alice/watch", "--replace_space").returncode == 0
-        assert set(space.files()) == SPACE_FILES and front_matter(space.files()["README.md"])["sdk"] == "static"
-        assert len(space.branches["main"]) == 3
-
-
 def test_a_space_that_cannot_be_is_one_line(hub, push, copy):
     for options, message in (
         (["bob/watch"], "--space_id bob/watch: 403"),

@@ -13,7 +13,7 @@ from ddpm_mnist.loss import (
     timestep_density,
 )
 from ddpm_mnist.randomness import draw_noise_and_timesteps
-from ddpm_mnist.training.guide import Guide
+from ddpm_mnist.training.target import Guide
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

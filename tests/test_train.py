@@ -248,14 +248,14 @@ def test_the_target_is_a_mean_over_references(options, count, tiny_dataset_dir, 
         last = torch.full_like(timesteps, 999)
         target = run.target(run.scheduler.add_noise(images, noise, last), images, noise, last, labels)
     if count == 0:
-        assert run.references is None and torch.equal(target, noise)
+        assert run.target.references is None and torch.equal(target, noise)
         return
-    assert len(run.references.images) == count  # no more than the set has
+    assert len(run.target.references.images) == count  # no more than the set has
     mean_images = (run.scheduler.add_noise(images, noise, last) - target) / run.scheduler.alphas_cumprod[999].sqrt()
     assert (mean_images - mean_images.mean(0)).abs().max() < 0.2  # at t = 999 nothing tells the images apart
     assert (images - images.mean(0)).abs().max() > 0.2
     known = {image.tobytes() for image in scale(run.data.train.images).numpy()}
-    unknown = [image for image in run.references.images if image.numpy().tobytes() not in known]
+    unknown = [image for image in run.target.references.images if image.numpy().tobytes() not in known]
     assert bool(unknown) == bool(options.get("random_flip"))
     assert all(image.flip(-1).numpy().tobytes() in known for image in unknown)
 
@@ -263,7 +263,7 @@ def test_the_target_is_a_mean_over_references(options, count, tiny_dataset_dir, 
 def test_references_are_drawn_anew_every_ten_updates_and_allow_one_class(dataset_dir, tmp_path):
     options = {"unet.num_class_embeds": 11, "class_dropout_prob": 0.1, "reference_images": 50}
     with prepare(parse_args(smoke_args(dataset_dir, tmp_path / "run", **options))) as run:
-        references, seen = run.references, []
+        references, seen = run.target.references, []
         for step in (0, 9, 10, 11):
             references.draw(step)
             seen.append(references.images)

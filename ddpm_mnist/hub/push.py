@@ -47,7 +47,6 @@ class PushConfig:
     hub_model_id: str = opt("", "The repo: USER/NAME. Needed.")
     model_dir: str = opt("ddpm-mnist", "The output_dir of a finished training run.", path=True)
     space_id: str | None = opt(None, "Also a Space that shows the model, by the page in demo/: USER/NAME.")
-    replace_space: bool = opt(False, "Put the page in the place of a Gradio Space of an earlier version.")
     onnx: bool = opt(False, "Also push the U-Net as ONNX, for browsers and other runtimes; a Space does it too.")
     private: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
@@ -107,7 +106,7 @@ def open_repos(api: HfApi, config: PushConfig) -> bool:
     model_dir = Path(config.model_dir)
     make_repo(api, config.hub_model_id, config.private, config.revision)
     if config.space_id is not None:
-        open_space(api, config.space_id, config.private, config.replace_space)
+        open_space(api, config.space_id, config.private)
         (model_dir / SPACE_ID).write_text(config.space_id + "\n", encoding="utf-8")
     return edited_on_the_hub(api, config.hub_model_id, config.revision, read_text(model_dir / PUSHED_CARD).strip())
 

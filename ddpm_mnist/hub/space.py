@@ -40,33 +40,24 @@ def space_files(model_dir: Path, model_id: str, license: str) -> dict[str, bytes
     return {"README.md": signed(str(card)).encode()} | page_files(model_dir, model_id)
 
 
-def open_space(api: HfApi, space_id: str, private: bool, replace: bool) -> None:
-    """Create the Space unless it exists.
-
-    ConfigError: see `make_repo`; or it holds another app, which stays; or our page of before, which needed Gradio, and
-    not `replace`.
-    """
+def open_space(api: HfApi, space_id: str, private: bool) -> None:
+    """Create the Space unless it exists. ConfigError: see `make_repo`; or it holds another app, which stays."""
     make_repo(api, space_id, private, repo_type="space")
     with hub_errors(space_id, "--space_id"):
         paths = api.list_repo_files(space_id, repo_type="space")
     index = read_file(api, space_id, "index.html", None, "space") or STARTER
     if "model.txt" not in paths and ("app.py" in paths or STARTER not in index):
         raise ConfigError(f"--space_id {space_id}: is a Space of another app, and nothing was uploaded; name a new one")
-    if "app.py" in paths and not replace:
-        raise ConfigError(
-            f"--space_id {space_id}: is a Gradio Space of an earlier version, and nothing was uploaded; "
-            "--replace_space puts the new page in its place"
-        )
 
 
 def upload_space(api: HfApi, space_id: str, files: dict[str, bytes]) -> str:
     """Upload the files in one commit, or none if nothing has changed; returns the address of the Space.
 
-    A README.md that was edited on the Hub stays. What the Hub put into a new Space, or an old Gradio Space holds, goes.
+    A README.md that was edited on the Hub stays. What the Hub put into a new Space goes.
     """
     with hub_errors(space_id, "--space_id"):
         there = api.list_repo_files(space_id, repo_type="space")
-        ours = "model.txt" in there and "app.py" not in there
+        ours = "model.txt" in there
         old = [] if ours else [path for path in there if path not in (".gitattributes", *files)]
         if ours and edited_on_the_hub(api, space_id, repo_type="space"):
             files = {path: content for path, content in files.items() if path != "README.md"}

@@ -9,12 +9,9 @@ from torch import Tensor
 
 from ..images.batches import Images, index_batches
 from ..loss import timestep_density
-from ..randomness import draw_noise_and_timesteps, draw_rows, seed_dropout, seeded_generator
+from ..randomness import draw_noise_and_timesteps, draw_rows, seed_dropout
 from ..scheduler import DDPMScheduler
 from .config import TrainConfig
-
-REDRAW_REFERENCES_EVERY = 10  # updates: drawing the images costs more than using them once
-MAX_REFERENCE_PIXELS = 2**24  # 64 MB
 
 
 def micro_batches(
@@ -55,34 +52,3 @@ def micro_batches(
 def mirror(images: Tensor, flipped: Tensor) -> Tensor:
     """The images `[B, C, H, W]`, those mirrored that `flipped`, `[B]`, says."""
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)
-
-
-class References:
-    """The training images over which `posterior_mean` averages, drawn anew every few updates.
-
-    Attributes:
-        images: `[N, C, H, W]` in [-1, 1]; `labels`: `[N]`, or None.
-    """
-
-    def __init__(self, config: TrainConfig, train: Images):
-        self.config, self.train, self.images, self.labels = config, train, None, None
-        self.count = min(config.reference_images, len(train), MAX_REFERENCE_PIXELS // train.images[0].numel())
-
-    def draw(self, step: int) -> None:
-        """Draw the images for update `step`; most updates keep those of the update before."""
-        number, since = divmod(step, REDRAW_REFERENCES_EVERY)
-        if self.images is not None and since:
-            return
-        generator = seeded_generator(self.config.seed, "references", number)
-        indices = torch.randint(len(self.train), (self.count,), generator=generator)
-        self.images, self.labels = next(self.train.batches(iter([indices])))
-        if self.config.random_flip:
-            flipped = torch.rand(self.count, generator=generator) < 0.5
-            self.images = mirror(self.images, flipped.to(self.images.device))
-
-    def same_class(self, labels: Tensor | None) -> Tensor | None:
-        """Which references may have led to an image with this label, `[B, N]`; all for a dropped one. None: all."""
-        if labels is None:
-            return None
-        same, null = labels[:, None] == self.labels, self.config.null_class_label
-        return same if null is None else same | (labels == null)[:, None]

@@ -6,7 +6,6 @@ import torch
 
 from ..errors import ConfigError, first_line, nearest
 from ..loading import load_unet
-from ..loss import LOG_SNR_MEAN, timestep_density
 from ..offline import commit_of, model_folder
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
@@ -70,12 +69,6 @@ def check_models(config: TrainConfig) -> None:
         )
     if scheduler.alphas_cumprod[0] == 1:
         raise ConfigError("scheduler.beta_start: the first timesteps add no noise in float32; raise it")
-    density = timestep_density(scheduler, config.uniform_timesteps)
-    if density is not None and not density.isfinite().all():
-        raise ConfigError(
-            f"--uniform_timesteps {config.uniform_timesteps}: no timestep of this schedule has a log SNR near "
-            f"{LOG_SNR_MEAN}, where the others would be drawn; use 1"
-        )
     if config.ddpm_num_inference_steps > T:
         raise ConfigError(f"--ddpm_num_inference_steps {config.ddpm_num_inference_steps}: there are only {T} timesteps")
 

@@ -19,18 +19,17 @@ from ..errors import ConfigError
 from ..hub.repo import check_repo_id, read_token
 from ..images.dataset import Data, ImageShape, load_data
 from ..loading import Model
-from ..loss import guided_target, posterior_mean, prediction_target
 from ..pipeline import count_classes
-from .batches import References, micro_batches
+from .batches import micro_batches
 from .build import build, check_models, start_from
 from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
 from .config import TrainConfig
-from .guide import Guide
 from .hardware import start_accelerator
 from .log import MetricsLog
 from .optimizer import build_optimizer
 from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
+from .target import Target
 
 HELD_OUT_IMAGES = 1024  # for the held-out loss
 MAX_SKIPPED_IN_A_ROW = 25  # more than the halvings that fp16's first loss scale, 2**16, may need
@@ -42,7 +41,7 @@ class Run:
     Attributes:
         unet: as Accelerate prepared it, in mixed precision and with synchronised gradients; `bare_unet`: the module
             inside, with plain parameter names.
-        ema: the averaged weights, or None.
+        ema: the averaged weights, or None; `target`: what the network should output.
         num_steps: the length of the run; `step`: global batches so far, each an update of the weights unless its
             gradient was not finite.
         counts: `[4]`, on the device: the sum of the losses and their number, both since the last log; the skipped
@@ -72,9 +71,7 @@ class Run:
         # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about the last tenth of any run.
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
-        self.references = References(config, data.train) if config.reference_images else None
-        shares = config.guide_weak, config.guide_start
-        self.guide = Guide(self.bare_unet, self.num_steps, *shares) if config.guide_scale > 1 else None
+        self.target = Target(config, data.train, accelerator, self.scheduler, self.bare_unet)
 
         channels = ("in_channels", "out_channels")
         self.identity = {  # in the order in which a difference is named: what the data decide stands below them
@@ -111,7 +108,7 @@ class Run:
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """All weights that a checkpoint keeps, by the name of their folder."""
         networks = {"unet": self.bare_unet.state_dict(), "unet_ema": self.averaged_weights()}
-        networks["unet_weak"] = self.guide.weak.state_dict() if self.guide is not None else None
+        networks["unet_weak"] = self.target.guide.weak.state_dict() if self.target.guide is not None else None
         return {name: tensors for name, tensors in networks.items() if tensors is not None}
 
     def begin(self) -> None:
@@ -148,30 +145,8 @@ class Run:
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
         """The micro-batches of this update: images, labels, timesteps and noise; see `micro_batches`."""
         self.update_loss = torch.zeros((), device=self.accelerator.device)
-        if self.references is not None:
-            self.references.draw(self.step)
-        if self.guide is not None:
-            self.guide.follow(self.step, self.averaged_weights() or self.bare_unet.state_dict())
+        self.target.begin_update(self.step, self.averaged_weights() or self.bare_unet.state_dict())
         return islice(self.micro_batches, self.config.gradient_accumulation_steps)
-
-    def target(
-        self, noisy_images: Tensor, images: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        """What the network should output for x_t, `[B, C, H, W]`: see `prediction_target`.
-
-        With `reference_images`, its expectation given x_t; in the last part of a run, guided.
-        """
-        if self.references is not None:
-            references, same_class = self.references.images, self.references.same_class(labels)
-            images, noise = posterior_mean(
-                self.scheduler, noisy_images, images, noise, timesteps, references, same_class
-            )
-        target = prediction_target(self.scheduler, images, noise, timesteps)
-        if self.guide is None or self.step < self.guide.first_step:
-            return target
-        with self.accelerator.autocast():
-            strong, weak = self.guide.outputs(noisy_images, timesteps, labels)
-        return guided_target(target, strong, weak, self.config.guide_scale)
 
     def clip_gradients(self) -> None:
         """Clip the gradients after the last micro-batch. If they are not finite, the optimizer skips its update.
