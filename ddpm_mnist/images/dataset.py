@@ -224,23 +224,14 @@ def read_idx(file: Path) -> np.ndarray:
 
 
 def from_arrays(arrays: dict[str, np.ndarray], with_labels: bool) -> DatasetDict:
-    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`.
-
-    ValueError: an array is not that.
-    """
+    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`."""
     splits = DatasetDict()
     for split in ("train", "test"):
-        images, labels = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
-        if images is None:
+        if (images := arrays.get(f"x_{split}")) is None:
             continue
-        if images.ndim not in (3, 4):
-            raise ValueError(f"x_{split} has the shape {images.shape}, and not [N, height, width]")
         splits[split] = Dataset.from_dict({"image": [Image.fromarray(pixels.squeeze()) for pixels in images]})
-        if labels is None or not with_labels:
-            continue
-        whole = labels.dtype.kind in "iu" and labels.size == len(images)
-        if not whole or not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
-            raise ValueError(f"y_{split} ({labels.dtype} {labels.shape}) is not a class number for each image")
-        classes = datasets.ClassLabel(num_classes=int(labels.max()) + 1)
-        splits[split] = splits[split].add_column("label", labels.reshape(-1).tolist(), feature=classes)
+        if with_labels and (labels := arrays.get(f"y_{split}")) is not None:
+            numbers = labels.astype(np.int64, casting="safe").reshape(-1)  # an error for fractions
+            classes = datasets.ClassLabel(num_classes=min(int(numbers.max()) + 1, MOST_CLASSES))
+            splits[split] = splits[split].add_column("label", numbers.tolist(), feature=classes)
     return splits
