@@ -25,8 +25,8 @@ class GenerateConfig(SampleOptions):
     output: str = opt(
         "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
     )
-    grid_only: bool = opt(False, "Without the single images, from which an interrupted run would go on.")
-    save_trajectory: bool = opt(False, "Also a picture of x_t and of the x_0 predicted from it, along the way.")
+    grid_only: bool = opt(False, "Only the grid: without single images, an interrupted run starts over.")
+    save_trajectory: bool = opt(False, "Also a picture of ten of the steps: x_{t-1}, and the x_0 predicted from x_t.")
     overwrite: bool = opt(False, "Replace pictures of other settings.")
 
 

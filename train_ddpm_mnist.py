@@ -4,7 +4,7 @@
     accelerate launch train_ddpm_mnist.py --max_train_steps 200 # a first look
 
 `train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239). The comments name its lines and equations.
-`RECOMMENDED` in ddpm_mnist/training/config.py lists how the default recipe differs from the paper. The model is in
+`RECOMMENDED` in ddpm_mnist/training/config.py lists how the default recipe departs from it. The model is in
 `ddpm_mnist/`; checkpoints, logs and the like are in `ddpm_mnist/training/`.
 """
 

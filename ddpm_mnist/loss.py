@@ -1,7 +1,7 @@
 """What the loss compares with the network's output, and how likely each timestep is in training.
 
-The loss is L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14): the squared error of the noise. The
-recommended recipe changes its target and the density of t, never its form: `F.mse_loss(model_output, target)`.
+The paper's loss is L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 14): the squared error of the noise.
+The recommended recipe changes its target and the density of t, never its form: `F.mse_loss(model_output, target)`.
 """
 
 import torch
@@ -28,12 +28,12 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
 
 
 def guided_target(target: Tensor, strong: Tensor, weak: Tensor, scale: float) -> Tensor:
-    """The target, moved by (scale - 1) of the way from what a weak network outputs to what a strong one does.
+    """The target plus (scale - 1) times the strong network's output minus the weak one's.
 
-    Where a weak network errs, a strong one errs less and in the same direction, so the way from one to the other leads
-    on to better images. Karras et al. 2024 (https://arxiv.org/abs/2406.02507) draw with weak + w (strong - weak). Here
-    the difference moves the target, so that one network learns it (Tang et al. 2025, https://arxiv.org/abs/2502.12154).
-    When the strong network outputs this target itself, w is 1 / (2 - scale). All tensors are `[B, C, H, W]`, and scale
+    A strong network makes the errors of a weak one, but smaller, so going on in the direction from weak to strong gives
+    better images. Karras et al. 2024 (https://arxiv.org/abs/2406.02507) draw with weak + w (strong - weak). Here the
+    difference moves the target, so that one network learns it (Tang et al. 2025, https://arxiv.org/abs/2502.12154). A
+    network whose own average is the strong one ends at w = 1 / (2 - scale). All tensors are `[B, C, H, W]`, and scale
     is at least 1, no guide, and below 2.
     """
     return target + (scale - 1) * (strong - weak)
@@ -75,19 +75,19 @@ def posterior_mean(
         Two tensors `[B, C, H, W]`, float32. Where the signal is stronger than the noise, images and noise are returned
         unchanged: there x_t nearly always shows which image it came from.
     """
-    alpha = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None]
+    alpha_prod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None]
     x_t = noisy_images.flatten(1)
     candidates = torch.cat([references, images]).flatten(1)  # [N + B, C * H * W]
     itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
     if same_class is None:
         same_class = itself.new_ones(len(images), len(references))
 
-    scores = log_likelihood(x_t, candidates, alpha)
+    scores = log_likelihood(x_t, candidates, alpha_prod)
     scores = scores.masked_fill(~torch.cat([same_class, itself], dim=1), -torch.inf)
     mean_image = scores.softmax(dim=1) @ candidates
-    mean_noise = (x_t - alpha.sqrt() * mean_image) / (1 - alpha).clamp(min=1e-12).sqrt()
+    mean_noise = (x_t - alpha_prod.sqrt() * mean_image) / (1 - alpha_prod).clamp(min=1e-12).sqrt()
 
-    mostly_noise = (alpha < 0.5)[:, :, None, None]
+    mostly_noise = (alpha_prod < 0.5)[:, :, None, None]
     mean_image, mean_noise = mean_image.view_as(images), mean_noise.view_as(images)
     return torch.where(mostly_noise, mean_image, images), torch.where(mostly_noise, mean_noise, noise)
 

@@ -79,7 +79,7 @@ def draw_noise_and_timesteps(
 def draw_rows(
     seed: int, purpose: str, number: int, probability: float, global_batch: int, rows: slice, device: torch.device
 ) -> Tensor:
-    """Which of these rows of global batch `number` something happens to, each with this probability: `[B]`, bool.
+    """`[B]`, bool: true with this probability, for these rows of global batch `number`.
 
     It is drawn for the whole global batch, as the noise is.
     """

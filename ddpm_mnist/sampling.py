@@ -22,9 +22,10 @@ DEFAULT_STEPS = {"ddpm": 50, "ddim": 50, "dpmsolver": 20}  # docs/results.md has
 def make_sampler(name: str, config, num_inference_steps: int):
     """The scheduler of that name in `SAMPLERS`, for the noise schedule that `config` describes.
 
-    `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (Song et al. 2021, table 1). In
-    fewer steps than timesteps, ddpm therefore takes `fixed_small`, and is then DDIM with eta 1. DPM-Solver++ (Lu et al.
-    2022, https://arxiv.org/abs/2211.01095) takes its form with noise, which draws better digits.
+    `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (DDIM, Song et al. 2021,
+    https://arxiv.org/abs/2010.02502, table 1). In fewer steps than timesteps, ddpm therefore takes `fixed_small`, and
+    is then DDIM with eta 1. DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) takes its form with noise,
+    which draws better digits.
     """
     few = num_inference_steps < config.num_train_timesteps
     change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}
@@ -34,7 +35,7 @@ def make_sampler(name: str, config, num_inference_steps: int):
 
 
 def known_betas(config) -> dict:
-    """Changes to a scheduler's config after which every sampler knows its betas: only DDPM's knows the sigmoid's."""
+    """Changes to a scheduler's config that give every sampler its betas: only DDPM's has the sigmoid schedule."""
     if config.beta_schedule != "sigmoid" or config.trained_betas is not None:
         return {}
     return {"beta_schedule": "linear", "trained_betas": DDPMScheduler.from_config(config).betas.tolist()}

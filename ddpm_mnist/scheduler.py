@@ -3,7 +3,7 @@
 Ho et al. 2020 (https://arxiv.org/abs/2006.11239).
 
 Forward: T small steps add Gaussian noise to an image; their variances are the betas. With alpha_t = 1 - beta_t and
-alphas_cumprod_t = prod_{s<=t} alpha_s, the image after t steps has a closed form (eq. 4), which `add_noise` computes:
+alphas_cumprod_t = prod_{s<=t} alpha_s (alpha-bar_t), x_t has a closed form (eq. 4), which `add_noise` computes:
 
     x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) epsilon,    epsilon ~ N(0, I)
 
@@ -97,7 +97,7 @@ class DDPMScheduler(diffusers.DDPMScheduler):
     def _get_variance(
         self, t: int | Tensor, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
-        """sigma_t^2 of the paper's two choices (section 3.2); of the others what stock says, some as logarithms."""
+        """sigma_t^2: the paper's two choices (section 3.2); for the others, stock's value, or its logarithm."""
         variance_type = variance_type or self.config.variance_type
         if variance_type not in PAPER_VARIANCES:
             return super()._get_variance(t, predicted_variance, variance_type)
@@ -153,7 +153,7 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         # 1. the predicted x_0
         pred_original_sample = self.predict_original_sample(model_output, alpha_prod, sample)
 
-        # 2. the mean of q(x_{t-1} | x_t, x_0), eq. 7
+        # 2. the mean of q(x_{t-1} | x_t, x_0), eq. 7: that of eq. 11, if x_0 was not clipped
         original_coeff = alpha_prod_prev**0.5 * (1 - alpha) / (1 - alpha_prod)
         current_coeff = alpha**0.5 * (1 - alpha_prod_prev) / (1 - alpha_prod)
         prev_sample = original_coeff * pred_original_sample + current_coeff * sample

@@ -50,5 +50,5 @@ def micro_batches(
 
 
 def mirror(images: Tensor, flipped: Tensor) -> Tensor:
-    """The images `[B, C, H, W]`, those mirrored that `flipped`, `[B]`, says."""
+    """The images `[B, C, H, W]`, mirrored where `flipped`, `[B]`, is true."""
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)

@@ -27,7 +27,7 @@ PAPER = {
     "reference_images": 0,
     "guide_scale": 1.0,
 }
-# The default: the paper with these changes. Each can be turned off on its own; docs/results.md measures them.
+# The default: PAPER with these changes. Each can be turned off on its own; what was measured: docs/results.md.
 RECOMMENDED = PAPER | {
     "optimizer": "muon",  # orthogonal updates of the weight matrices,
     "learning_rate": 4e-3,  # at its own learning rate
@@ -136,12 +136,12 @@ class RecipeOptions:
     guide_scale: float = opt(
         RECOMMENDED["guide_scale"],
         "In the last part of the run, move the target away from what the network of an early update outputs, for "
-        "clearer images; 1: do not.",
+        "clearer images (autoguidance); 1: do not.",
         at_least=1,
         at_most=1.9,
     )
     guide_start: float = opt(0.67, "Share of the run after which the target moves.", fraction=True)
-    guide_weak: float = opt(0.3, "Share of the run after which the weights are those of the guide.", fraction=True)
+    guide_weak: float = opt(0.3, "Share of the run after which the early network's weights are kept.", fraction=True)
     seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, at_most=2**63 - 1)
 
 

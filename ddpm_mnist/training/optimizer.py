@@ -39,7 +39,7 @@ class Muon(torch.optim.AdamW):
     """Muon for the weights of hidden linear and convolutional layers, fused AdamW for all other parameters.
 
     A kernel `[out, in, 3, 3]` counts as a matrix `[out, in * 9]`. Updates are scaled to the size of AdamW's (Liu et al.
-    2025, https://arxiv.org/abs/2502.16982, eq. 4), so that both can use the same learning rate and weight decay.
+    2025, https://arxiv.org/abs/2502.16982, eq. 4), so that both groups share one learning rate and weight decay.
 
     Args:
         matrices: parameters of two dimensions or more, for Muon.
@@ -79,7 +79,7 @@ class Muon(torch.optim.AdamW):
             if "momentum" not in self.state[p]:
                 self.state[p].update(momentum=torch.zeros_like(p), step=zero.clone())
         steps = [self.state[p]["step"] for p in parameters]
-        memory = self.momentum(steps[0])
+        beta = self.momentum(steps[0])
         finite = getattr(self, "found_inf", zero).reshape(()) == 0
         applied = finite.float()
         torch._foreach_add_(steps, applied)  # all at once, as the optimizers of torch do
@@ -93,8 +93,8 @@ class Muon(torch.optim.AdamW):
             grad = torch.stack([p.grad.float() for p in group])
             momentum = torch.stack([self.state[p]["momentum"] for p in group])
             grad = torch.where(finite, grad, momentum)  # 0 * NaN would be NaN
-            momentum = momentum.lerp(grad, 1 - memory)
-            update = orthogonalize(grad.lerp(momentum, memory).flatten(2)).view_as(grad)
+            momentum = momentum.lerp(grad, 1 - beta)
+            update = orthogonalize(grad.lerp(momentum, beta).flatten(2)).view_as(grad)  # Nesterov's momentum
             for p, m in zip(group, momentum):
                 self.state[p]["momentum"] = m
                 p.grad = None  # so that AdamW, below, skips it

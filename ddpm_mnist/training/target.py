@@ -97,7 +97,7 @@ class References:
 
 
 class Guide:
-    """Two copies of the U-Net, whose difference says where the last part of a run leads: see `guided_target`.
+    """Two copies of the U-Net, weak and strong; the difference of their outputs moves the target: `guided_target`.
 
     `weak` keeps the averaged weights of an early update, and `strong` those of the present one.
 
