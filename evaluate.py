@@ -7,7 +7,6 @@ classifier that is trained here on the same data. push_to_hub.py puts the result
 (evaluation.json, evaluation.md, two pictures) into the model card.
 """
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,7 @@ def evaluate(config: EvaluateConfig) -> str:
     from ddpm_mnist.loading import is_checkpoint, load_model
 
     model = load_model(config.model)
-    drawn = output_dir / f".samples-{model.key(config)}"
-    results, samples, train = report.measure_model(model, config, drawn)
+    results, samples, train = report.measure_model(model, config)
     settings = {o.name: getattr(config, o.name) for o in options_of(EvaluateConfig) if not o.metadata["path"]}
     measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
     results |= {"config": settings, "weights_sha256": weights_sha256(Path(config.model)) if measured else None}
@@ -93,7 +91,6 @@ def evaluate(config: EvaluateConfig) -> str:
     report.neighbours_picture(samples, train).save(output_dir / OUTPUTS[2])
     if results["bound"]:
         report.bound_picture(results["bound"], output_dir / OUTPUTS[3])
-    shutil.rmtree(drawn)
     return text + f"\nWrote {output_dir / OUTPUTS[0]}."
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from .device import default_device
 from .errors import ConfigError, check_lfs, first_line
 from .offline import model_folder
 from .options import SampleOptions
@@ -136,6 +136,18 @@ def load_unet(what: str, folder: Path) -> UNet2DModel:
         if name_of_class != "UNet2DModel" or not all(isinstance(s, int) and 1 <= s <= 4096 for s in sizes):
             raise ValueError(f"its U-Net is a {name_of_class} of sample_size {size}")
         return UNet2DModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
+
+
+def use_cpu_is_set() -> bool:
+    """Whether ACCELERATE_USE_CPU says to stay on the CPU, in any of the words that Accelerate takes for yes."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
+def default_device() -> torch.device:
+    """The accelerator of this machine (CUDA, MPS ...), as in training; the CPU without one or by ACCELERATE_USE_CPU."""
+    if use_cpu_is_set() or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator()
 
 
 def load_model(name: str, option: str = "--model") -> Model:

@@ -1,16 +1,12 @@
 """What the Hub answers: one quick question, without its client's minutes of retries, and its errors in one line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -43,25 +39,18 @@ def explain(error: Exception) -> str:
     return f"the Hub cannot be reached, or broke off ({first_line(error)}); check the network and run this again"
 
 
-def repo_and_revision(name: str) -> tuple[str, str | None]:
-    """The repo, and the branch, tag or commit that the user named: USER/NAME or USER/NAME@REVISION."""
-    repo_id, _, revision = name.partition("@")
-    return repo_id, revision or None
+def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None = None) -> Path:
+    """The folder in the cache with what the Hub holds at USER/NAME or USER/NAME@REVISION (branch, tag or commit).
 
+    Where the Hub does not answer or refuses, it is what it held before. `files`: patterns; None: all files.
 
-@contextmanager
-def hub_or_cache(option: str, name: str, repo_type: str, timeout: float = 5.0) -> Iterator[None]:
-    """While the context lasts, `huggingface_hub`, and `datasets` and `diffusers` on it, load from the Hub, or, where
-    it does not answer or refuses, from the cache. Afterwards the Hub is asked again: it may be back by then.
-
-    ConfigError: the Hub has no such repo or revision; or it refuses (an old token, too many questions), and the cache
-    has none.
+    ConfigError: the Hub has no such repo or revision; or it refuses (an old token, too many questions) or cannot be
+    reached, and the cache has none.
     """
-    answered, refusal = not constants.HF_HUB_OFFLINE, None
-    try:
-        if answered:
-            repo_id, revision = repo_and_revision(name)
-            HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=timeout)
+    repo_id, _, revision = name.partition("@")
+    where, refusal = {"repo_type": repo_type, "revision": revision or None}, None
+    try:  # one quick question: the client itself waits for minutes where nothing answers
+        HfApi().repo_info(repo_id, timeout=5.0, **where)
     except RevisionNotFoundError:
         raise ConfigError(f"{option} {name}: the repo has no such revision; name a branch, a tag or a commit") from None
     except (RepositoryNotFoundError, GatedRepoError, HFValidationError):
@@ -69,40 +58,23 @@ def hub_or_cache(option: str, name: str, repo_type: str, timeout: float = 5.0) -
             f"{option} {name}: not on this disk, and not on the Hub, or private; check it, or `hf auth login`"
         ) from None
     except Exception as error:  # the Hub refuses; or nothing answers, in the words of the network library of the day
-        answered = False
-        refusal = explain(error) if isinstance(error, HfHubHTTPError) else None
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if not answered:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        refusal = explain(error) if isinstance(error, HfHubHTTPError) else NOT_CACHED
     try:
-        yield
-    except Exception as error:
-        if refusal is None and not isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
-            raise
-        raise ConfigError(f"{option} {name}: {refusal or NOT_CACHED}") from error
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        cached = refusal is not None
+        return Path(snapshot_download(repo_id, allow_patterns=files, local_files_only=cached, **where))
+    except Exception as error:  # of the Hub's client and the disk
+        raise ConfigError(f"{option} {name}: {refusal or explain(error)}") from error
 
 
 def model_folder(option: str, name: str) -> Path:
-    """The folder of a model: a local one, or what the Hub holds at USER/NAME or USER/NAME@REVISION, in the cache.
-
-    ConfigError: there is none, or it cannot be loaded.
-    """
+    """The folder of a model: a local one, or that of `hub_folder`. ConfigError: there is none."""
     if Path(name).exists():
         return Path(name)
     if "/" not in name:
         raise ConfigError(f"{option} {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
-    repo_id, revision = repo_and_revision(name)
-    try:
-        with hub_or_cache(option, name, "model"):
-            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=MODEL_FILES))
-    except ConfigError:
-        raise
-    except Exception as error:  # of the Hub's client and the disk
-        raise ConfigError(f"{option} {name}: cannot be loaded ({first_line(error)})") from error
+    return hub_folder(option, name, "model", MODEL_FILES)
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that `model_folder` found on the Hub; None for a local folder."""
+    """The commit that `hub_folder` found on the Hub; None for a local folder."""
     return folder.name if folder.parent.name == "snapshots" else None

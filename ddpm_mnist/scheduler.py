@@ -11,7 +11,7 @@ Reverse: `step` draws x_{t-1} ~ N(mu_t, sigma_t^2 I), given x_t and the network'
 
 `DDPMScheduler` is a drop-in replacement for `diffusers.DDPMScheduler`: the same arguments, config keys and, with the
 same random generator, the same numbers. The paper is written out here. What it does not need is inherited: other betas
-and variances than its own, and which timesteps to visit in fewer than T steps.
+and variances than its own, the target v, and which timesteps to visit in fewer than T steps.
 """
 
 from functools import wraps
@@ -35,10 +35,8 @@ class DDPMScheduler(diffusers.DDPMScheduler):
             (both: section 3.2). "learned" and "learned_range" read it from the second half of the model's channels.
         prediction_type: what the network predicts: "epsilon", "sample" (x_0) or "v_prediction".
         clip_sample, clip_sample_range: clamp the predicted x_0 to [-clip_sample_range, clip_sample_range].
-        thresholding, dynamic_thresholding_ratio, sample_max_value: clamp it by a quantile instead (Saharia et al. 2022,
-            section 2.3).
-        timestep_spacing, steps_offset: which t to visit in fewer than T steps (Lin et al. 2024, table 2).
-        rescale_betas_zero_snr: leave nothing of the image at the last timestep (Lin et al. 2024, algorithm 1).
+        timestep_spacing, steps_offset: which t to visit in fewer than T steps.
+        The others: see `diffusers.DDPMScheduler`.
 
     Raises:
         ValueError, NotImplementedError: `prediction_type` or `beta_schedule` is unknown.
@@ -58,13 +56,6 @@ class DDPMScheduler(diffusers.DDPMScheduler):
 
     # ---- forward process -------------------------------------------------------------------------------------------
 
-    def _signal_and_noise(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alphas_cumprod_t) and sqrt(1 - alphas_cumprod_t), each `[B, 1, ...]` in the dtype of `like`."""
-        self.alphas_cumprod = self.alphas_cumprod.to(like.device)  # copied at the first call only
-        alpha_prod = self.alphas_cumprod.to(like.dtype)[timesteps.to(like.device)].flatten()
-        alpha_prod = alpha_prod.reshape(-1, *(1,) * (like.ndim - 1))
-        return alpha_prod**0.5, (1 - alpha_prod) ** 0.5
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Draw x_t from q(x_t | x_0), eq. 4.
 
@@ -74,39 +65,12 @@ class DDPMScheduler(diffusers.DDPMScheduler):
             noise: epsilon ~ N(0, I), shaped like `original_samples`.
             timesteps: `[B]` (or `[1]`), int64, 0 <= t < T.
         """
-        signal, sigma = self._signal_and_noise(original_samples, timesteps)
-        return signal * original_samples + sigma * noise
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The target of v-prediction (Salimans & Ho 2022): sqrt(alphas_cumprod) epsilon - sqrt(1 - alphas_cumprod) x_0.
-
-        Arguments and shapes as in `add_noise`; `sample` is x_0.
-        """
-        signal, sigma = self._signal_and_noise(sample, timesteps)
-        return signal * noise - sigma * sample
+        self.alphas_cumprod = self.alphas_cumprod.to(original_samples.device)  # copied at the first call only
+        alpha_prod = self.alphas_cumprod.to(original_samples.dtype)[timesteps.to(original_samples.device)].flatten()
+        alpha_prod = alpha_prod.reshape(-1, *(1,) * (original_samples.ndim - 1))
+        return alpha_prod**0.5 * original_samples + (1 - alpha_prod) ** 0.5 * noise
 
     # ---- reverse process -------------------------------------------------------------------------------------------
-
-    def _alphas(self, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alphas_cumprod at t and at the timestep visited next, and alpha = 1 - beta of the jump between them."""
-        prev_t = self.previous_timestep(t)
-        alpha_prod = self.alphas_cumprod[t]
-        alpha_prod_prev = self.alphas_cumprod[prev_t] if prev_t >= 0 else self.one
-        return alpha_prod, alpha_prod_prev, alpha_prod / alpha_prod_prev
-
-    def _get_variance(
-        self, t: int | Tensor, predicted_variance: Tensor | None = None, variance_type: str | None = None
-    ) -> Tensor:
-        """sigma_t^2: the paper's two choices (section 3.2); for the others, stock's value, or its logarithm."""
-        variance_type = variance_type or self.config.variance_type
-        if variance_type not in PAPER_VARIANCES:
-            return super()._get_variance(t, predicted_variance, variance_type)
-        alpha_prod, alpha_prod_prev, alpha = self._alphas(t)
-        beta = 1 - alpha
-        if variance_type == "fixed_large":
-            return beta
-        variance = (1 - alpha_prod_prev) / (1 - alpha_prod) * beta  # beta-tilde_t, eq. 7
-        return torch.clamp(variance, min=1e-20)
 
     def predict_original_sample(self, model_output: Tensor, alpha_prod: Tensor, sample: Tensor) -> Tensor:
         """The predicted x_0, `[B, C, H, W]`: eq. 15 for epsilon, then clipped to the range of images.
@@ -148,7 +112,10 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         """
         if self.variance_type not in PAPER_VARIANCES:
             return super().step(model_output, timestep, sample, generator, return_dict)
-        alpha_prod, alpha_prod_prev, alpha = self._alphas(timestep)
+        prev_timestep = self.previous_timestep(timestep)
+        alpha_prod = self.alphas_cumprod[timestep]
+        alpha_prod_prev = self.alphas_cumprod[prev_timestep] if prev_timestep >= 0 else self.one
+        alpha = alpha_prod / alpha_prod_prev  # 1 - beta of the jump between them
 
         # 1. the predicted x_0
         pred_original_sample = self.predict_original_sample(model_output, alpha_prod, sample)
@@ -158,10 +125,13 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         current_coeff = alpha**0.5 * (1 - alpha_prod_prev) / (1 - alpha_prod)
         prev_sample = original_coeff * pred_original_sample + current_coeff * sample
 
-        # 3. noise, except at the last step (Algorithm 2, line 3)
+        # 3. noise of variance sigma_t^2, except at the last step (Algorithm 2, line 3)
         if timestep > 0:
+            variance = 1 - alpha  # beta_t: "fixed_large"
+            if self.variance_type == "fixed_small":  # beta-tilde_t, eq. 7
+                variance = torch.clamp((1 - alpha_prod_prev) / (1 - alpha_prod) * variance, min=1e-20)
             noise = randn_tensor(model_output.shape, generator, model_output.device, model_output.dtype)
-            prev_sample = prev_sample + self._get_variance(timestep) ** 0.5 * noise
+            prev_sample = prev_sample + variance**0.5 * noise
 
         if not return_dict:
             return prev_sample, pred_original_sample

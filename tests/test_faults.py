@@ -163,7 +163,7 @@ def test_signals_that_end_a_job_are_handled_and_restored(hangup):
         handled = {name for name in names if signal.getsignal(getattr(signal, name)) == listener.receive}
         assert handled == set(names) - ({"SIGHUP"} if hangup == "ignored" else set())
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert listener.exit_code == 128 + signal.SIGUSR2
+        assert listener.signum == signal.SIGUSR2
     finally:
         listener.restore()
         signal.signal(signal.SIGHUP, before)

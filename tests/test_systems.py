@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline
 from torch.overrides import TorchFunctionMode
 
 from ddpm_mnist import DDPMScheduler
-from ddpm_mnist.device import default_device
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.images.batches import Images
+from ddpm_mnist.loading import default_device
 from ddpm_mnist.options import options_of, read_options
 from ddpm_mnist.training import checkpoint
 from ddpm_mnist.training.config import TrainConfig

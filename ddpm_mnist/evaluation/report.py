@@ -4,11 +4,9 @@
 """
 
 import math
-import os
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -37,34 +35,24 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
 }
 
 
-def draw_samples(model: Model, config, folder: Path) -> Images:
-    """Samples `[N, C, H, W]`, uint8 as in a file, labelled with the classes requested.
-
-    Each batch is kept in the folder, so that an interrupted evaluation goes on where it was.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers, samples = torch.arange(config.num_images), []
-    for part in tqdm(numbers.split(config.batch_size), desc=f"sampling, {config.scheduler}"):
-        path = folder / f"{part[0]}-{part[-1]}.npy"
-        if not path.exists():
-            drawn = to_uint8(model.draw_images(part.tolist(), config)).cpu()
-            np.save(folder / "draft.npy", drawn.numpy())
-            os.replace(folder / "draft.npy", path)
-        samples.append(torch.from_numpy(np.load(path)))
-    return Images(torch.cat(samples), labels_for(numbers.tolist(), model.num_classes))
+def draw_samples(model: Model, config) -> Images:
+    """Samples `[N, C, H, W]`, uint8 as in a file, labelled with the classes requested."""
+    numbers = range(config.num_images)
+    drawn = tqdm(model.draw(numbers, config), desc=f"sampling, {config.scheduler}")
+    samples = [to_uint8(step.prev_sample).cpu() for _, step in drawn if step.last]
+    return Images(torch.cat(samples), labels_for(numbers, model.num_classes))
 
 
-def measure_model(model: Model, config, folder: Path) -> tuple[dict, Tensor, Tensor]:
+def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     """What evaluation.json holds, the samples, and the training images, `[N, C, H, W]` uint8.
 
-    `folder` keeps the samples meanwhile.
     ConfigError: the model, the data or the classifier are not what an evaluation takes.
     """
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
     if config.bound_images and (variance.startswith("learned") or len(model.scheduler) == 1):
         raise ConfigError("--bound_images: no bound of a learned variance, or of a single timestep; 0 skips it")
     judge = load_judge(model, config)
-    data, samples = judge.data, draw_samples(model, config, folder)
+    data, samples = judge.data, draw_samples(model, config)
     values = measure(samples, judge)
     if config.bound_images:
         bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)

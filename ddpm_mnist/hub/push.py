@@ -50,7 +50,6 @@ class PushConfig:
     onnx: bool = opt(False, "Also push the U-Net as ONNX, for browsers and other runtimes; a Space does it too.")
     private: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
-    create_pr: bool = opt(False, "Open a pull request instead of committing.")
     commit_message: str = opt("Upload DDPM", "Message of the commit.")
     license: str = opt("apache-2.0", "License of the weights, for the model card; the code's is the default.")
     dry_run: bool = opt(False, "Validate and list, and send nothing.")
@@ -81,22 +80,18 @@ def push_model(config: PushConfig) -> None:
     if api is None:
         print("Nothing was sent (--dry_run).")
         return
-    address, revision = upload(api, config, files)
-    if config.create_pr:
-        print("The card and the notebook load the main branch: they are right when the pull request is merged.")
+    address = upload(api, config, files)
     if space:
         print(f"\n{upload_space(api, config.space_id, space)}")
-    print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), revision)}")
+    print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), config.revision)}")
 
 
 def check_push(config: PushConfig) -> None:
     """ConfigError: an option cannot be right, or the card cannot be written."""
-    main_branch, folder = config.revision in (None, "main"), Path(config.model_dir)
+    folder = Path(config.model_dir)
     check_repo_id(config.hub_model_id)
-    if config.create_pr and not main_branch:
-        raise ConfigError(f"--create_pr: goes to main, and --revision {config.revision} elsewhere; give one of them")
     if config.space_id is not None:
-        check_space(config.space_id, main_branch and not config.create_pr)
+        check_space(config.space_id, config.revision in (None, "main"))
     if problem := file_problem(folder / "README.md"):
         raise ConfigError(f"--model_dir {folder}: {problem}")
 
@@ -180,17 +175,17 @@ def list_files(files: dict[str, bytes], goal: str) -> None:
     print(f"{sum(map(len, files.values())):>12,}  bytes in {len(files)} files for {goal}")
 
 
-def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> tuple[str, str | None]:
+def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
     """Upload the files in one commit; returns its address, or that of the newest commit if nothing has changed.
 
-    And the revision that holds them: of the pull request, the branch, or None for main.
     Can be interrupted anywhere and run again: uploaded files are kept by their hash, and the commit is all or nothing.
     """
-    where = {"revision": config.revision, "create_pr": config.create_pr}
     with hub_errors(config.hub_model_id):
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
-        commit = api.create_commit(config.hub_model_id, operations, commit_message=config.commit_message, **where)
+        commit = api.create_commit(
+            config.hub_model_id, operations, commit_message=config.commit_message, revision=config.revision
+        )
     if "README.md" in files:
         pushed = hashlib.sha256(files["README.md"]).hexdigest()
         Path(config.model_dir, PUSHED_CARD).write_text(pushed + "\n", encoding="utf-8")
-    return commit.pr_url or commit.commit_url, commit.pr_revision or config.revision
+    return commit.commit_url

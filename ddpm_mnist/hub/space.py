@@ -20,9 +20,7 @@ def check_space(space_id: str, main_branch: bool) -> None:
     """ConfigError: it is not a repo id, the model is pushed to another branch, or the page is missing."""
     check_repo_id(space_id, "--space_id")
     if not main_branch:
-        raise ConfigError(
-            f"--space_id {space_id}: a Space shows the model's main branch; push without --revision and --create_pr"
-        )
+        raise ConfigError(f"--space_id {space_id}: a Space shows the model's main branch; push without --revision")
     if not (DEMO / "index.html").is_file():
         raise ConfigError(f"--space_id {space_id}: demo/ is missing; run this in a clone of the repository")
 

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ConfigError, cause_of, check_lfs, first_line, shorten
-from ..offline import hub_or_cache, repo_and_revision
+from ..offline import commit_of, hub_folder
 from ..options import DataOptions
 from ..randomness import seeded_generator
 from .batches import Images, memory_mapped
@@ -64,7 +63,11 @@ def load_data(
     is a ConfigError that says what to do.
     """
     with_labels = with_labels or shape.num_classes is not None
-    name, splits, local = load_splits(options, with_labels or options.label_column is not None)
+    named = options.dataset_name or DEFAULT_DATASET
+    option, local = f"--dataset_name {named}", Path(named).exists()
+    folder = Path(named) if local else hub_folder("--dataset_name", named, "dataset")
+    name = folder.resolve().name if local else named.partition("@")[0]  # a path is nobody else's business
+    splits = load_splits(option, folder, options, with_labels or options.label_column is not None)
     column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
     parts = hold_out(splits, num_held_out)
@@ -84,13 +87,7 @@ def load_data(
     if high - low < MIN_CONTRAST:
         raise ConfigError(f"--dataset_name: the pixels lie between {low} and {high}; scale them to 0 ... 255")
     train, test = Images(images, labels), Images(test_images, test_labels)
-    return Data(name, train, test, fingerprint(images, labels), local, None if local else commit_of(splits["train"]))
-
-
-def commit_of(split: Dataset) -> str | None:
-    """The commit of the Hub that a split was read from: `datasets` names the folder in its cache by it."""
-    names = [Path(file["filename"]).parent.name for file in split.cache_files]
-    return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
+    return Data(name, train, test, fingerprint(images, labels), local, None if local else commit_of(folder))
 
 
 def column_of(splits: DatasetDict, option: str, named: str | None, feature_type, needed: bool) -> str | None:
@@ -163,32 +160,18 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
     return f"{len(images)} images, {digest.hexdigest()[:16]}"
 
 
-def load_splits(options: DataOptions, with_labels: bool) -> tuple[str, DatasetDict, bool]:
-    """The dataset's name without path and revision, its splits, and whether it was read from this machine's disk.
-
-    ConfigError: it has no train split, or cannot be loaded.
-    """
-    name = options.dataset_name or DEFAULT_DATASET
-    option, path, local = f"--dataset_name {name}", Path(name), Path(name).exists()
+def load_splits(option: str, folder: Path, options: DataOptions, with_labels: bool) -> DatasetDict:
+    """The splits of the dataset in a folder or file. ConfigError: it has no train split, or cannot be loaded."""
     try:
-        if local:
-            splits = read_local(path, options, with_labels)
-        else:
-            repo_id, revision = repo_and_revision(name)
-            config, cache = options.dataset_config_name, options.cache_dir
-            with hub_or_cache("--dataset_name", name, "dataset"):
-                splits = datasets.load_dataset(repo_id, config, revision=revision, cache_dir=cache)
+        splits = read_local(folder, options, with_labels)
     except Exception as error:  # `datasets` and what reads for it raise what they like
-        if local:
-            check_lfs(option, path)
+        check_lfs(option, folder)
         if isinstance(error, ConfigError):
             raise
-        advice = DOCS if local else "check the name and the network, or name a local folder"
-        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {advice}") from error
+        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {DOCS}") from error
     if "train" not in splits:
         raise ConfigError(f"{option}: has no train split ({shorten(splits)}); put images into a folder named train")
-    shown = path.resolve().name if local else repo_id  # a path is nobody else's business
-    return shown, splits.with_format(None), local
+    return splits.with_format(None)
 
 
 def read_local(path: Path, options: DataOptions, with_labels: bool) -> DatasetDict:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
+from ..loading import loading
 from ..pipeline import apply_umask
 from ..record import flat, sha256, write_json
 
@@ -62,13 +63,8 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    output_dir: Path,
-    step: int,
-    unet,
-    weights: dict[str, dict[str, Tensor]],
-    state: dict,
-    total_limit: int | None,
-) -> Path:
+    output_dir: Path, step: int, unet, weights: dict[str, dict[str, Tensor]], state: dict, total_limit: int | None
+) -> None:
     """Write checkpoint-`step`, then delete the oldest ones over `total_limit`.
 
     Args:
@@ -110,7 +106,6 @@ def save_checkpoint(
         for old in list_checkpoints(output_dir)[:-total_limit]:
             if old != target:
                 shutil.rmtree(old)
-    return target
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -154,13 +149,9 @@ def load_state(checkpoint: Path, run: dict) -> dict:
     Raises:
         ConfigError: an entry differs; the message names it and both values.
     """
-    try:
+    with loading(f"--resume_from_checkpoint {checkpoint}", checkpoint):  # weights_only: it runs no code of the file
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         saved, now, _ = flat(state["run"]), flat(run), int(state["step"])
-    except Exception as e:  # of the unpickler; it runs no code of the file
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint}: state.pt cannot be read ({first_line(e)}); try another"
-        ) from e
     for name in now | saved if run else {}:
         if saved.get(name) != now.get(name):
             raise ConfigError(
@@ -173,14 +164,8 @@ def load_state(checkpoint: Path, run: dict) -> dict:
 @torch.no_grad()
 def load_weights(checkpoint: Path, weights: dict[str, dict[str, Tensor]]) -> None:
     """Fill the tensors of `weights`, as in `save_checkpoint`, from a checkpoint. ConfigError: they do not fit."""
-    try:
+    with loading(f"--resume_from_checkpoint {checkpoint}", checkpoint):
         for name, state_dict in weights.items():
             saved = load_file(checkpoint / name / SAFETENSORS_WEIGHTS_NAME)
             for key, tensor in state_dict.items():
-                tensor.copy_(saved.pop(key))
-            if saved:
-                raise ValueError(f"{name} also holds {next(iter(saved))}")
-    except Exception as e:
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint}: its weights cannot be read ({first_line(e)}); try another"
-        ) from e
+                tensor.copy_(saved[key])

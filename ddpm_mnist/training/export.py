@@ -37,7 +37,7 @@ def export(run: Run) -> None:
     except Exception as error:  # a full disk, in the words of several libraries
         raise ConfigError(
             f"--output_dir {output_dir}: the pipeline cannot be written ({first_line(error)}); make room, then"
-            f" --resume_from_checkpoint latest; {run.last_good()}"
+            " --resume_from_checkpoint latest"
         ) from error
     say(f"Saved to {output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from ..device import use_cpu_is_set
 from ..errors import ConfigError, first_line
+from ..loading import use_cpu_is_set
 from .config import TrainConfig
 
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCELERATE_USE_...

@@ -16,20 +16,19 @@ OUTER = ("conv_in.", "conv_out.", "class_embedding.")  # not hidden layers: Adam
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that moves singular values to about 1
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Map each matrix U S V^T to about U V^T, with singular values of 0.7 to 1.2.
 
     Newton-Schulz iteration, which needs only matrix products: X <- a X + (b A + c A^2) X with A = X X^T.
 
     Args:
         matrices: `[N, rows, columns]`, any float dtype; the result has the same shape and dtype.
-        steps: iterations.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # A is then the smaller of the two products
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values in [0, 1], where it converges
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

@@ -22,7 +22,7 @@ from ..loading import Model
 from ..pipeline import count_classes
 from .batches import micro_batches
 from .build import build, check_models, start_from
-from .checkpoint import list_checkpoints, load_state, load_weights, save_checkpoint
+from .checkpoint import load_state, load_weights, save_checkpoint
 from .config import TrainConfig
 from .hardware import start_accelerator
 from .log import MetricsLog
@@ -226,13 +226,8 @@ class Run:
         """The error message of a run whose loss or weights are not finite."""
         return (
             f"--learning_rate {self.config.learning_rate}: loss or weights are no longer finite at step {self.step};"
-            f" lower it, or set --mixed_precision no; {self.last_good()}"
+            f" lower it, or set --mixed_precision no; --resume_from_checkpoint latest goes on from the last checkpoint"
         )
-
-    def last_good(self) -> str:
-        """The end of an error's message: from where the user can go on."""
-        checkpoints = list_checkpoints(self.output_dir)
-        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -246,7 +241,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.log.close()
         self.accelerator.end_training()
-        return self.stop.exit_code if self.step < self.num_steps else 0
+        return 128 + self.stop.signum if self.step < self.num_steps else 0
 
     def close(self) -> None:
         """Release signals and the output folder."""

@@ -55,7 +55,3 @@ class StopSignal:
         signums = self.accelerator.gather(torch.tensor([self.signum], device=self.accelerator.device))
         self.signum = int(signums.max())
         return self.signum != 0
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.signum if self.signum else 0
