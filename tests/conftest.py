@@ -91,7 +91,6 @@ RECOMMENDED = {
     "uniform_timesteps": 0.25,
     "timestep_sampling": "stratified",
     "reference_images": 100,
-    "momentum_warmup_steps": 5,
     "guide_scale": 1.5,
 }
 

@@ -110,14 +110,3 @@ def test_muon_gets_the_hidden_weights_and_adamw_the_rest():
     assert hidden | rest == set(names.values()) and not hidden & rest
     outer = {"conv_in.weight", "conv_out.weight", "class_embedding.weight"}
     assert hidden == {n for n, p in unet.named_parameters() if p.dim() > 1} - outer
-
-
-def test_momentum_rises_over_the_first_updates_and_then_stays():
-    warm, plain = Muon(matrices((4, 4)), [], 10, lr=0.1), Muon(matrices((4, 4)), [], lr=0.1)
-    assert [round(float(warm.momentum(torch.tensor(float(n)))), 4) for n in (0, 5, 10, 50)] == [0.85, 0.9, 0.95, 0.95]
-    assert plain.momentum(torch.tensor(0.0)) == 0.95
-    for optimizer in (warm, plain):
-        give_gradients(optimizer.param_groups[0]["params"], 0)
-        optimizer.step()
-    kept = [o.state[o.param_groups[0]["params"][0]]["momentum"] for o in (warm, plain)]
-    torch.testing.assert_close(kept[0], 3 * kept[1])  # 0.15 of the first gradient for 0.05

@@ -26,7 +26,6 @@ TRIALS = {  # name: options over configs/mnist.yaml
     "epsilon, uniform t": EPSILON + UNIFORM,
     "without the guide": ["--guide_scale=1"],
     "targets as drawn": ["--reference_images=0"],
-    "momentum 0.95 from the start": ["--momentum_warmup_steps=0"],
     "widths (32, 64, 64)": ["--unet.block_out_channels=[32,64,64]"],
     "epsilon": EPSILON,
     "uniform t": UNIFORM,

@@ -20,7 +20,6 @@ from ..record import flat
 PAPER = {
     "optimizer": "adamw",
     "learning_rate": 2e-3,
-    "momentum_warmup_steps": 0,
     "prediction_type": "epsilon",
     "timestep_sampling": "uniform",
     "uniform_timesteps": 1.0,
@@ -31,7 +30,6 @@ PAPER = {
 RECOMMENDED = PAPER | {
     "optimizer": "muon",  # orthogonal updates of the weight matrices,
     "learning_rate": 4e-3,  # at its own learning rate
-    "momentum_warmup_steps": 150,  # Muon's momentum rises from 0.85 to 0.95 at first
     "prediction_type": "v_prediction",  # the network outputs v: errors of x_0 are not magnified where x_t is noise
     "timestep_sampling": "stratified",  # a batch's timesteps are spread evenly: less noise in the gradient
     "uniform_timesteps": 0.25,  # three quarters of the timesteps lie at the noise levels where the digit forms
@@ -101,9 +99,6 @@ class RecipeOptions:
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
     ] = opt("cosine", "Shape of the learning rate after the warm-up.")
     lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0)
-    momentum_warmup_steps: int = opt(
-        RECOMMENDED["momentum_warmup_steps"], "Updates over which Muon's momentum rises from 0.85 to 0.95.", at_least=0
-    )
     adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True)
     adam_beta2: float = opt(0.99, "AdamW's beta2.", fraction=True)
     adam_weight_decay: float = opt(0.01, "Weight decay, of Muon too.", at_least=0)

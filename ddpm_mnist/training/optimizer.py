@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 
-MOMENTUM, FIRST_MOMENTUM = 0.95, 0.85
+MOMENTUM = 0.95
 OUTER = ("conv_in.", "conv_out.", "class_embedding.")  # not hidden layers: AdamW, as Muon's author advises
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that moves singular values to about 1
 
@@ -43,18 +43,13 @@ class Muon(torch.optim.AdamW):
     Args:
         matrices: parameters of two dimensions or more, for Muon.
         others: the other parameters, for AdamW.
-        momentum_warmup_steps: updates over which Muon's momentum rises from 0.85 to 0.95, since early gradients change
-            their direction quickly.
         lr, betas, eps, weight_decay: those of AdamW; Muon uses `lr` and `weight_decay` only.
 
     Attributes:
         found_inf: `[]` or `[1]`, set by the caller: if not 0, `step` skips the update of weights and momentum.
     """
 
-    def __init__(
-        self, matrices: list[nn.Parameter], others: list[nn.Parameter], momentum_warmup_steps: int = 0, **adamw
-    ):
-        self.momentum_warmup_steps = momentum_warmup_steps
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], **adamw):
         super().__init__([{"params": matrices, "muon": True}, {"params": others, "muon": False}], fused=True, **adamw)
 
     @torch.no_grad()
@@ -64,13 +59,6 @@ class Muon(torch.optim.AdamW):
             self.muon_step(parameters, **{key: self.param_groups[0][key] for key in ("lr", "weight_decay")})
         return super().step(closure)
 
-    def momentum(self, step: Tensor) -> Tensor | float:
-        """The share of the old momentum that an update keeps, after `step` updates, `[]`; on the device of `step`."""
-        if self.momentum_warmup_steps == 0:
-            return MOMENTUM
-        left = (1 - step / self.momentum_warmup_steps).clamp(min=0)
-        return MOMENTUM - (MOMENTUM - FIRST_MOMENTUM) * left
-
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         """Update parameters with Muon, in few operations: on a GPU, small models are limited by their launches."""
         zero = torch.zeros((), device=parameters[0].device)
@@ -78,7 +66,6 @@ class Muon(torch.optim.AdamW):
             if "momentum" not in self.state[p]:
                 self.state[p].update(momentum=torch.zeros_like(p), step=zero.clone())
         steps = [self.state[p]["step"] for p in parameters]
-        beta = self.momentum(steps[0])
         finite = getattr(self, "found_inf", zero).reshape(()) == 0
         applied = finite.float()
         torch._foreach_add_(steps, applied)  # all at once, as the optimizers of torch do
@@ -92,8 +79,8 @@ class Muon(torch.optim.AdamW):
             grad = torch.stack([p.grad.float() for p in group])
             momentum = torch.stack([self.state[p]["momentum"] for p in group])
             grad = torch.where(finite, grad, momentum)  # 0 * NaN would be NaN
-            momentum = momentum.lerp(grad, 1 - beta)
-            update = orthogonalize(grad.lerp(momentum, beta).flatten(2)).view_as(grad)  # Nesterov's momentum
+            momentum = momentum.lerp(grad, 1 - MOMENTUM)
+            update = orthogonalize(grad.lerp(momentum, MOMENTUM).flatten(2)).view_as(grad)  # Nesterov's momentum
             for p, m in zip(group, momentum):
                 self.state[p]["momentum"] = m
                 p.grad = None  # so that AdamW, below, skips it
@@ -115,4 +102,4 @@ def build_optimizer(unet: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     matrices, others = [], []
     for name, p in unet.named_parameters():
         (matrices if p.dim() > 1 and not name.startswith(OUTER) else others).append(p)
-    return Muon(matrices, others, config.momentum_warmup_steps, **adamw)
+    return Muon(matrices, others, **adamw)
