@@ -96,15 +96,14 @@ def generate(config: GenerateConfig) -> Output:
     first = config.batch_size if config.save_trajectory else 0  # the trajectory is of the first batch
     missing = [number for number, image in images.items() if image is None or number < first]
     batches = [missing[i : i + config.batch_size] for i in range(0, len(missing), config.batch_size)]
-    drawn = tqdm(total=len(batches) * steps, desc=f"{config.scheduler}, {steps} steps")
-    for batch, step in model.draw(missing, config, config.class_label) if missing else ():
-        drawn.update()
-        if batch == 0 and drawn.n in shown_steps(steps):
+    draws = model.draw(missing, config, config.class_label) if missing else ()
+    shown = tqdm(draws, f"{config.scheduler}, {steps} steps", total=len(batches) * steps)
+    for count, (batch, step) in enumerate(shown, 1):
+        if count in shown_steps(steps):
             trajectory.append(step)
         for number, image in zip(batches[batch], to_pil(step.prev_sample)) if step.last else ():
             images[number] = image
             output.write(image, output.single(number))
-    drawn.close()
     output.write(grid(list(images.values()), zoom=2), output.grid)
     if config.save_trajectory:
         output.write(trajectory_picture(trajectory), output.trajectory)

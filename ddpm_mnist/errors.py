@@ -48,7 +48,9 @@ def nearest(key: str, known: list[str]) -> str:
 
 def writable_problem(folder: Path) -> str | None:
     """Why files cannot be written into a folder, which may not exist yet; None if they can."""
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink()), None)
+    if existing is None:  # on Windows
+        return f"there is no drive {folder.anchor}; name another"
     if not existing.exists():
         return f"{existing} is a broken link; remove it, or name another"
     if not existing.is_dir():

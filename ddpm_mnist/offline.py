@@ -63,7 +63,7 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
         cached = refusal is not None
         return Path(snapshot_download(repo_id, allow_patterns=files, local_files_only=cached, **where))
     except Exception as error:  # of the Hub's client and the disk
-        raise ConfigError(f"{option} {name}: {refusal or explain(error)}") from error
+        raise ConfigError(f"{option} {name}: {refusal or f'cannot be loaded ({first_line(error)})'}") from error
 
 
 def model_folder(option: str, name: str) -> Path:

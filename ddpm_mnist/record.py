@@ -65,7 +65,8 @@ def without_paths(settings: dict, local: bool) -> dict:
     settings = settings | {"cache_dir": None}
     paths = {"output_dir", "dataset_name"} if local else {"output_dir"}
     for key, value in settings.items():
-        path = PureWindowsPath(value if isinstance(value, str) else "")  # reads the paths of both kinds of system
+        text = value.partition("@")[0] if isinstance(value, str) else ""  # without a revision of the Hub
+        path = PureWindowsPath(text)  # reads the paths of both kinds of system
         if path.name and (key in paths or path.anchor or len(path.parts) > 2):  # a Hub id has two parts
             settings[key] = path.name
     return settings

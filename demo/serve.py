@@ -6,6 +6,7 @@ Exports the model to ONNX and serves the page beside this file on the loopback a
 it. The page itself draws: sampler.js is Algorithm 2. `push_to_hub.py --space_id` makes a Space of the same files.
 """
 
+import os
 import sys
 import webbrowser
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
     print(f"Exporting {folder} to ONNX ...")
     export_onnx(folder)
     Handler.files = page_files(folder, folder.resolve().name)
+    ThreadingHTTPServer.allow_reuse_address = os.name != "nt"  # Windows would share a port that is in use
     try:
         server = ThreadingHTTPServer(("127.0.0.1", config.port), Handler)
     except OSError as error:

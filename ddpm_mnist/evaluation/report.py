@@ -38,7 +38,8 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
 def draw_samples(model: Model, config) -> Images:
     """Samples `[N, C, H, W]`, uint8 as in a file, labelled with the classes requested."""
     numbers = range(config.num_images)
-    drawn = tqdm(model.draw(numbers, config), desc=f"sampling, {config.scheduler}")
+    total = math.ceil(config.num_images / config.batch_size) * model.num_steps(config)
+    drawn = tqdm(model.draw(numbers, config), f"sampling, {config.scheduler}", total)
     samples = [to_uint8(step.prev_sample).cpu() for _, step in drawn if step.last]
     return Images(torch.cat(samples), labels_for(numbers, model.num_classes))
 

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..errors import ConfigError, file_problem
 from ..options import opt, read_yaml
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, without_paths
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, weights_sha256, without_paths
 from .card import SPACE_ID, read_text, usage, write_card
 from .onnx import ONNX_FILE, export_onnx
 from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_token
@@ -22,7 +22,8 @@ from .space import check_space, open_space, space_files, upload_space
 
 FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb", ONNX_FILE)
 FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
-FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE, "evaluation.json", "evaluation_*.png")
+FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE)
+EVALUATION = ("evaluation.json", "evaluation_*.png")
 OUR_PIPELINE = Path(__file__).parents[1] / "pipeline.py"
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 
@@ -160,7 +161,9 @@ def own_sample(model_dir: Path, arguments: dict):
 
 def files_to_push(model_dir: Path) -> dict[str, bytes]:
     """Path -> content of what is pushed: the model, its card and its record, without paths of this machine."""
-    paths = sorted(path for pattern in FILES for path in model_dir.glob(pattern) if path.is_file())
+    evaluated = read_json(model_dir / "evaluation.json").get("weights_sha256") == weights_sha256(model_dir)
+    patterns = FILES + EVALUATION if evaluated else FILES  # else it measured other weights
+    paths = sorted(path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file())
     files = {path.relative_to(model_dir).as_posix(): path.read_bytes() for path in paths}
     settings = read_yaml("--model_dir", model_dir / CONFIG_FILE)
     local = read_json(model_dir / RESULTS_FILE).get("dataset_is_local", True)

@@ -12,7 +12,8 @@ from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_
 DEMO = Path(__file__).parents[2] / "demo"
 TEMPLATE = Path(__file__).with_name("space_template.md")
 PAGE = ("index.html", "page.css", "page.js", "film.js", "pad.js", "schedule.js", "worker.js", "model.js", "sampler.js")
-STARTER = b"Welcome to your static Space!"  # in the index.html that the Hub puts into a new one
+STARTER = b"Welcome to your static Space!"  # in the index.html that the Hub puts into a new one, beside these
+STARTER_FILES = {".gitattributes", "README.md", "index.html", "style.css"}
 MODEL = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", ONNX_FILE)  # what the page reads
 
 
@@ -44,7 +45,7 @@ def open_space(api: HfApi, space_id: str, private: bool) -> None:
     with hub_errors(space_id, "--space_id"):
         paths = api.list_repo_files(space_id, repo_type="space")
     index = read_file(api, space_id, "index.html", None, "space") or STARTER
-    if "model.txt" not in paths and ("app.py" in paths or STARTER not in index):
+    if "model.txt" not in paths and (set(paths) - STARTER_FILES or STARTER not in index):
         raise ConfigError(f"--space_id {space_id}: is a Space of another app, and nothing was uploaded; name a new one")
 
 

@@ -212,6 +212,8 @@ def from_arrays(arrays: dict[str, np.ndarray], with_labels: bool) -> DatasetDict
     for split in ("train", "test"):
         if (images := arrays.get(f"x_{split}")) is None:
             continue
+        if images.ndim not in (3, 4):
+            raise ValueError(f"x_{split} has the shape {images.shape}, and not [N, height, width]")
         splits[split] = Dataset.from_dict({"image": [Image.fromarray(pixels.squeeze()) for pixels in images]})
         if with_labels and (labels := arrays.get(f"y_{split}")) is not None:
             numbers = labels.astype(np.int64, casting="safe").reshape(-1)  # an error for fractions

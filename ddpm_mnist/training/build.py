@@ -11,7 +11,7 @@ from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
 
-AT_MOST = {"layers_per_block": 64, "num_train_timesteps": 1_000_000}  # more would take minutes to be built
+AT_MOST = {"layers_per_block": 64, "num_train_timesteps": 1_000_000, "num_class_embeds": 100_000}  # slow to build
 CHOICES = {  # other values do not train, or diffusers takes them in silence or refuses them without the option's name
     "time_embedding_type": ("positional",),  # "fourier" divides by t, and t = 0 is a timestep
     "class_embed_type": (None,),  # num_class_embeds is enough for classes

@@ -65,7 +65,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 def save_checkpoint(
     output_dir: Path, step: int, unet, weights: dict[str, dict[str, Tensor]], state: dict, total_limit: int | None
 ) -> None:
-    """Write checkpoint-`step`, then delete the oldest ones over `total_limit`.
+    """Write checkpoint-`step`, then delete later ones, and the oldest over `total_limit`.
 
     Args:
         unet: its config is saved with the weights.
@@ -102,10 +102,12 @@ def save_checkpoint(
     draft.rename(target)
     fsync(output_dir)
     shutil.rmtree(replaced, ignore_errors=True)
+    for path in list_checkpoints(output_dir):
+        if steps_of(path) > step:  # the run went on from an earlier one: "latest" must not lead back to these
+            shutil.rmtree(path)
     if total_limit is not None:
-        for old in list_checkpoints(output_dir)[:-total_limit]:
-            if old != target:
-                shutil.rmtree(old)
+        for path in list_checkpoints(output_dir)[:-total_limit]:
+            shutil.rmtree(path)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -69,7 +69,7 @@ class OutputOptions:
         None, "A checkpoint folder, or 'latest' for the newest in output_dir.", path=True, saved=False
     )
     checkpointing_steps: int = opt(400, "Save a checkpoint every N updates, and at the end.", at_least=1)
-    checkpoints_total_limit: int | None = opt(2, "Keep the N newest checkpoints; null keeps all.", at_least=1)
+    checkpoints_total_limit: int | None = opt(2, "Keep the N newest checkpoints; null in a file: all.", at_least=1)
     report_to: Literal["tensorboard", "wandb", "trackio", "all", "none"] = opt("tensorboard", "Experiment tracker.")
     logging_steps: int = opt(10, "Log every N updates: the mean loss since the last log.", at_least=1)
 
@@ -95,9 +95,9 @@ class RecipeOptions:
         RECOMMENDED["optimizer"], "muon: Muon for hidden weights, AdamW for the rest."
     )
     learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True)
-    lr_scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = opt("cosine", "Shape of the learning rate after the warm-up.")
+    lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup"] = opt(
+        "cosine", "Shape of the learning rate after the warm-up."
+    )
     lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0)
     adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True)
     adam_beta2: float = opt(0.99, "AdamW's beta2.", fraction=True)

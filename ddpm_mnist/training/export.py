@@ -32,7 +32,7 @@ def export(run: Run) -> None:
         export_pipeline(run.bare_unet, run.scheduler, output_dir, run.averaged_weights(), config.null_class_label)
         seconds = time.perf_counter() - run.started
         write_card_pictures(run)
-        if run.step > run.first_step:
+        if run.step > run.first_step or not (output_dir / RESULTS_FILE).exists():
             write_results(run, seconds)
     except Exception as error:  # a full disk, in the words of several libraries
         raise ConfigError(
@@ -72,6 +72,7 @@ def export_pipeline(
     stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config, **known_betas(scheduler.config))
     if unet.config.num_class_embeds is None:
         pipe = diffusers.DDPMPipeline(stock_unet, stock_scheduler)
+        (Path(output_dir) / "pipeline.py").unlink(missing_ok=True)  # of a conditional model that was here
     else:
         pipe = ClassConditionalDDPMPipeline(stock_unet, stock_scheduler, null_class_label)
     pipe.save_pretrained(output_dir, safe_serialization=True)
@@ -93,7 +94,7 @@ def write_card_pictures(run: Run) -> None:
 
 def write_results(run: Run, seconds: float) -> None:
     """What the run measured, and how it was trained, into train_results.json."""
-    accelerator = run.accelerator
+    accelerator, on_gpu = run.accelerator, run.accelerator.device.type == "cuda"
     results = {
         "dataset": run.data.name,
         "dataset_is_local": run.data.local,
@@ -105,7 +106,7 @@ def write_results(run: Run, seconds: float) -> None:
         "metrics": run.log.last,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "device_name": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},

@@ -36,8 +36,10 @@ class MetricsLog:
                 f"--report_to {config.report_to}: cannot start ({first_line(error)}); fix that, or --report_to none"
             ) from error
         if accelerator.is_main_process:  # what was logged after the checkpoint will be logged again
-            kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
-            self.file.write_text("".join(kept), encoding="utf-8")
+            kept = [line for line in read_metrics(self.file) if line["step"] <= step]
+            self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            for line in kept:
+                self.last |= {key: value for key, value in line.items() if key != "step"}
             for path in self.samples.glob("step-" + "[0-9]" * 6 + ".png"):
                 if int(path.stem.removeprefix("step-")) > step:
                     path.unlink()

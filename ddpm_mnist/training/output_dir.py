@@ -12,7 +12,8 @@ from .config import TrainConfig
 
 LOCK_FILE = ".lock"
 FOLDERS = ("", "unet", "scheduler", "samples", "gallery")  # a run writes into these, in part at its end
-BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "logs", "samples", "wandb"}
+TRACKER_FOLDERS = ("logs", "wandb")
+BEFORE_THE_FIRST_CHECKPOINT = {CONFIG_FILE, METRICS_FILE, "samples", *TRACKER_FOLDERS}
 
 
 def lock_output_dir(output_dir: Path) -> filelock.BaseFileLock:
@@ -78,23 +79,28 @@ def check_output_dir(config: TrainConfig) -> Path | None:
     return checkpoint
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a folder, or a link, whose target stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     """Save the settings in the folder.
 
-    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples, logs) and nothing else; the
-    exported pipeline is replaced at the end. If there is `more_to_train`, the results beside it are deleted, so that
+    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples) and nothing else; the exported
+    pipeline is replaced at the end. If there is `more_to_train`, the results beside it are deleted, so that
     nobody pushes the earlier weights with the settings of this run.
     """
     output_dir = Path(config.output_dir)
     try:
         for path in list(output_dir.iterdir()):
-            of_a_run = steps_of(path) >= 0 or path.name in ("logs", "samples", "wandb", METRICS_FILE)
+            of_a_run = steps_of(path) >= 0 or path.name in ("samples", METRICS_FILE)
             if not is_draft(path.name) and not (config.overwrite_output_dir and of_a_run):
                 continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:  # a file, or a link, whose target stays
-                path.unlink()
+            remove(path)
         if more_to_train:
             (output_dir / RESULTS_FILE).unlink(missing_ok=True)
         (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")

@@ -27,7 +27,7 @@ from .config import TrainConfig
 from .hardware import start_accelerator
 from .log import MetricsLog
 from .optimizer import build_optimizer
-from .output_dir import begin_output_dir, check_output_dir, lock_output_dir
+from .output_dir import TRACKER_FOLDERS, begin_output_dir, check_output_dir, lock_output_dir, remove
 from .stop import StopSignal
 from .target import Target
 
@@ -116,9 +116,12 @@ class Run:
         accelerator, config = self.accelerator, self.config
         if accelerator.is_main_process:
             self.lock = lock_output_dir(self.output_dir)
-            begin_output_dir(config, more_to_train=self.step < self.num_steps)
+            for name in TRACKER_FOLDERS if config.overwrite_output_dir else ():
+                remove(self.output_dir / name)
         accelerator.wait_for_everyone()
-        self.log = MetricsLog(accelerator, config, self.step)
+        self.log = MetricsLog(accelerator, config, self.step)  # before more is deleted: a tracker may fail to start
+        if accelerator.is_main_process:
+            begin_output_dir(config, more_to_train=self.step < self.num_steps)
         self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
         self.stop.listen()
         accelerator.print(
