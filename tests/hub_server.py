@@ -365,11 +365,6 @@ class HubHandler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.server_hub.objects:
                     raise Refusal(400, f"LFS object of {value['path']} was not uploaded")
                 files[value["path"]] = File(self.server_hub.objects[value["oid"]], True)
-        pull_request = None
-        if "create_pr" in self.query:
-            rev = f"refs/pr/{sum(b.startswith('refs/pr/') for b in target.branches) + 1}"
-            target.branches[rev] = list(target.branches["main"])
-            pull_request = f"{self.server_hub.url}/{repo}/discussions/{rev.split('/')[-1]}"
         commit = target.add(rev, message, files)
         url = f"{self.server_hub.url}/{repo}/commit/{commit.oid}"
-        self.answer({"success": True, "commitOid": commit.oid, "commitUrl": url, "pullRequestUrl": pull_request})
+        self.answer({"success": True, "commitOid": commit.oid, "commitUrl": url})

@@ -100,6 +100,7 @@ CASES = [  # (arguments, parts of the line)
     (["--dataset_config_name=other"], ["--dataset_name", "other"]),
     (["--image_column=picture"], ["--image_column picture", "image"]),
     (["--label_column=digit"], ["--label_column digit", "label"]),
+    (["--unet.num_class_embeds=0"], ["unet.num_class_embeds 0: must be at least 1"]),
     (["--unet.num_class_embeds=4"], ["--label_column label", "not a class number below 4 (unet.num_class_embeds)"]),
     (
         ["--unet.num_class_embeds=10", "--class_dropout_prob=0.1"],

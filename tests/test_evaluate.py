@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_process, posix, python
+from conftest import ROOT, blob, in_process, make_dataset, posix, python
 from scipy.stats import norm
 
 import evaluate as command
@@ -316,23 +316,10 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     assert in_process(command.main, *args) == 0 and "training the classifier" in capfd.readouterr().err
 
 
-def test_samples_are_kept_until_the_figures_are_written(model, tiny_dataset_dir, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    options = ["--output_dir", tmp_path / "results", "--bound_images", 0, "--batch_size", 8]
-    args = [*arguments(model, tiny_dataset_dir), *options]
-    with monkeypatch.context() as patch:
-        patch.setattr(report, "measure", lambda samples, judge: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            in_process(command.main, *args)
-        drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.npy")}
-        next(iter(drawn)).unlink()  # it was interrupted before the last batch
-        with pytest.raises(ZeroDivisionError):
-            in_process(command.main, *args)
-        again = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.npy")}
-        assert len(drawn) > 1 and again.keys() == drawn.keys() and len(again.items() & drawn.items()) == len(drawn) - 1
-    assert in_process(command.main, *args) == 0
-    names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert "evaluation.json" in names and not [name for name in names if name.startswith(".")]
+def test_data_of_more_classes_than_the_model_has_is_one_line(conditional_model, tmp_path, capfd):
+    make_dataset([blob(i) for i in range(60)], [i % 12 for i in range(60)]).to_parquet(tmp_path / "train.parquet")
+    assert in_process(command.main, *arguments(conditional_model, tmp_path / "train.parquet")) == 2
+    assert "which is not a class number below 10" in capfd.readouterr().err
 
 
 def test_what_is_not_defined_is_null_in_json_and_said_in_the_table(model, tiny_dataset_dir, tmp_path, monkeypatch):

@@ -297,7 +297,7 @@ def test_a_checkpoint_whose_manifest_fits_garbage_is_one_line(name, train, model
     listed = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     listed["files"][name] = sha256(checkpoint / name)
     (checkpoint / "manifest.json").write_text(json.dumps(listed), encoding="utf-8")
-    with pytest.raises(ConfigError, match="--resume_from_checkpoint .*cannot be read"):
+    with pytest.raises(ConfigError, match="--resume_from_checkpoint .*cannot be loaded"):
         train("run", max_train_steps=10, resume_from_checkpoint="latest")
 
 
@@ -310,7 +310,7 @@ def test_checkpoint_state_runs_no_code(tmp_path):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     torch.save({"run": {}, "step": Payload()}, tmp_path / "state.pt")
-    with pytest.raises(ConfigError, match="state.pt cannot be read"):
+    with pytest.raises(ConfigError, match=f"--resume_from_checkpoint {tmp_path}: cannot be loaded"):
         load_state(tmp_path, {})
     assert not (tmp_path / "executed").exists()
 
@@ -335,7 +335,7 @@ def test_a_full_disk_is_one_line_and_all_checkpoints_stay(train, tmp_path):
     try:
         with pytest.raises(ConfigError, match="--output_dir .*: checkpoint-10 cannot be written .*make room"):
             train("run", max_train_steps=10, **options)
-        with pytest.raises(ConfigError, match="the pipeline cannot be written .*latest; the last good .*checkpoint-8"):
+        with pytest.raises(ConfigError, match="the pipeline cannot be written .*--resume_from_checkpoint latest"):
             train("run", **options)  # nothing to train: the export is the first to write
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -382,12 +382,23 @@ def test_overwriting_deletes_only_what_a_run_writes(train, tmp_path):
     assert checkpoints(out) == ["checkpoint-2", "checkpoint-mine", "checkpoint-notes.txt"]
 
 
+def test_what_the_end_of_a_run_could_not_write_comes_with_its_resumption(train):
+    out = train("run")
+    results = json.loads((out / "train_results.json").read_text())
+    (out / "train_results.json").unlink()
+    (out / "pipeline.py").touch()  # of a conditional model that was here
+    train("run", resume_from_checkpoint="latest")
+    assert json.loads((out / "train_results.json").read_text())["metrics"] == results["metrics"]
+    assert not (out / "pipeline.py").exists()
+
+
 def test_a_resumed_run_has_no_pictures_of_later_updates(train):
     """Those of the run that was killed: the card would show them as this one's."""
     out = train("run", max_train_steps=6, validation_steps=2, checkpointing_steps=2, checkpoints_total_limit=3)
     (out / "samples/mine.png").touch()
     train("run", max_train_steps=4, validation_steps=0, resume_from_checkpoint="checkpoint-2")
     assert {path.name for path in (out / "samples").iterdir()} == {"step-000002.png", "mine.png"}
+    assert checkpoints(out) == ["checkpoint-2", "checkpoint-4"]  # "latest" does not lead back to 6
 
 
 def test_a_checkpoint_on_a_larger_disk_behind_a_link_is_of_this_folder(train, tmp_path):

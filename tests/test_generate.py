@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, as_nobody, in_process, posix, python, same, weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
@@ -356,6 +357,13 @@ def test_an_interrupted_generate_goes_on_and_a_repeated_one_draws_nothing(model,
         assert (tmp_path / f"part{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
     assert in_process(generate.main, *args, "--output", tmp_path / "part.png") == 0
     assert "0it" in capfd.readouterr().err
+
+
+def test_a_trajectory_needs_no_progress_bar(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("tqdm.auto.tqdm", functools.partial(tqdm, disable=True))  # as TQDM_DISABLE=1 does
+    args = ["--num_images", 2, "--num_inference_steps", 10, "--output", tmp_path / "a.png", "--save_trajectory"]
+    assert in_process(generate.main, "--model", model, *args) == 0
+    assert Image.open(tmp_path / "a_trajectory.png").size == (560, 224)  # ten steps, two rows of each image
 
 
 def test_generate_leaves_its_finished_batches_when_it_is_killed(model, tmp_path):

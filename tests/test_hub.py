@@ -27,7 +27,7 @@ from ddpm_mnist.hub.space import PAGE
 from ddpm_mnist.images.dataset import ImageShape, load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import DataOptions
-from ddpm_mnist.record import weights_sha256
+from ddpm_mnist.record import weights_sha256, without_paths
 
 ALICE, BOB = "hf_" + "AliceToken" * 3, "hf_" + "BobsToken" * 3
 EXPECTED_FILES = {
@@ -290,7 +290,7 @@ def test_private_makes_a_private_repo_and_refuses_a_public_one(hub, push, copy):
     assert set(hub.repo("alice/open").files()) == {".gitattributes"}
 
 
-def test_revision_and_pull_request(hub, push, model):
+def test_revision(hub, push, model):
     """What is printed, and the card and the notebook of a branch, load that branch."""
     done = push(model, "--revision", "v2")
     repo = hub.repo("alice/digits")
@@ -298,14 +298,6 @@ def test_revision_and_pull_request(hub, push, model):
     for text in (done.stdout, files["README.md"].decode(), files["notebook.ipynb"].decode().replace("\\", "")):
         assert 'DiffusionPipeline.from_pretrained("alice/digits", revision="v2")' in text
     assert set(repo.files("v2")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
-    done = push(model, "--create_pr")
-    assert done.returncode == 0 and "/discussions/1" in done.stdout
-    assert 'from_pretrained("alice/digits", revision="refs/pr/1")' in done.stdout
-    assert "revision" not in repo.files("refs/pr/1")["README.md"].decode()  # which will be that of main
-    assert "they are right when the pull request is merged" in done.stdout
-    assert set(repo.files("refs/pr/1")) == EXPECTED_FILES and set(repo.files("main")) == {".gitattributes"}
-    done = push(model, "--create_pr", "--revision", "v2")
-    assert done.returncode == 2 and "--create_pr" in done.stderr
 
 
 def test_dry_run_lists_and_sends_nothing(hub, push, model):
@@ -375,6 +367,7 @@ def test_a_card_has_only_figures_of_these_weights_and_not_half_of_what_it_needs(
     shutil.copy(copy / "checkpoint-4/unet/diffusion_pytorch_model.safetensors", copy / "unet")
     text = card(**measured)
     assert "3.25" not in text and "model-index" not in text and "not tested" in text
+    assert "evaluation.json" not in files_to_push(copy)
     (copy / "train_config.yaml").write_text("seed: 1", encoding="utf-8")
     with pytest.raises(ConfigError, match=f"--model_dir {copy}: the model card cannot be written .* restore them"):
         write_card(copy, "alice/a")
@@ -456,6 +449,8 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, model, tiny_dataset_
     expected = {"init_from": "base", "dataset_name": "mnist", "output_dir": "out", "cache_dir": None}
     assert {name: published[name] for name in expected} == expected
     assert "datasets" not in front_matter(files["README.md"])  # a folder, whatever its name looks like
+    named = {"dataset_name": "alice/set@refs/convert/parquet", "init_from": "alice/base@v2"}  # no paths
+    assert without_paths(named, local=False) == named | {"cache_dir": None}
 
 
 # ---- trouble -------------------------------------------------------------------------------------------------------
@@ -609,7 +604,7 @@ def test_what_was_edited_in_a_space_stays_and_other_spaces_are_left_alone(hub, p
     space.add("main", "edit on the website", dict(space.at("main").files) | mine)
     assert "README.md of the Space alice/watch was edited" in push(copy, "--space_id", "alice/watch").stdout
     assert space.files()["README.md"].endswith(b"mine") and space.files()["extra.txt"] == b"mine"
-    for app in ("app.py", "index.html"):
+    for app in ("app.py", "index.html", "Dockerfile"):
         hub.create("alice/chess", "space", files={app: b"chess"})
         done = push(copy, "--space_id", "alice/chess")
         assert done.returncode == 2 and "--space_id alice/chess: is a Space of another app" in done.stderr
@@ -620,7 +615,6 @@ def test_a_space_that_cannot_be_is_one_line(hub, push, copy):
     for options, message in (
         (["bob/watch"], "--space_id bob/watch: 403"),
         (["watch"], "--space_id watch; write --space_id USER/NAME"),
-        (["alice/watch", "--create_pr"], "--space_id alice/watch: a Space shows the model's main branch"),
         (["alice/watch", "--revision", "v2"], "--space_id alice/watch: a Space shows the model's main branch"),
     ):
         done = push(copy, "--space_id", *options)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch.overrides import TorchFunctionMode
 
 from ddpm_mnist import DDPMScheduler
-from ddpm_mnist.errors import ConfigError
+from ddpm_mnist.errors import ConfigError, writable_problem
 from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.images.batches import Images
 from ddpm_mnist.loading import default_device
@@ -121,6 +122,12 @@ def test_a_tilde_is_the_home_folder(cls, paths, tmp_path):
     for name in paths:
         options = [read_options(cls, [f"--{name}=~/here"], ""), read_options(cls, [], "", values={name: "~/here"})]
         assert [getattr(o, name) for o in options] == [os.path.expanduser("~/here")] * 2 != ["~/here"] * 2
+
+
+def test_a_drive_that_is_not_there_is_a_problem_and_no_traceback(monkeypatch):
+    """On Windows; here no folder exists at all."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert writable_problem(Path("Z:/run")).endswith("; name another")
 
 
 class WithoutFloat64(TorchFunctionMode):

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 
 from ddpm_mnist.errors import ConfigError
@@ -54,6 +55,15 @@ def test_trackio_logs_to_the_space_of_its_own_variable_which_must_be_reachable(t
     monkeypatch.setenv("TRACKIO_SPACE_ID", "alice/dashboard")
     with pytest.raises(ConfigError, match="--report_to trackio: cannot start"):
         train("run", report_to="trackio")
+
+
+def test_a_tracker_that_cannot_start_costs_no_file(train, monkeypatch):
+    out = train("run", max_train_steps=2, validation_steps=0)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "logs" not in path.parts}
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda *_, **__: 1 / 0)
+    with pytest.raises(ConfigError, match="--report_to tensorboard: cannot start .*division"):
+        train("run", report_to="tensorboard", overwrite_output_dir=True)
+    assert before.items() <= {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}.items()
 
 
 def test_wandb(train):
