@@ -73,13 +73,8 @@ class Model:
     ) -> Iterator[tuple[int, Step]]:
         """Draw the images with these numbers, batch by batch; yields (number of the batch, step) for each step.
 
-        Args:
-            numbers: which images of `options.seed`.
-            options: sampler, steps, batch size, guidance and precision.
-            class_label: the class of all images. None: image i has class i modulo the number of classes.
-
-        Raises:
-            ConfigError: see `num_steps`; or the images are not finite.
+        `numbers`: which images of `options.seed`; `class_label`: see `labels_for`. ConfigError: see `num_steps`; or the
+        images are not finite.
         """
         unet, device, steps = self.unet, self.unet.device, self.num_steps(options)
         sampler = make_sampler(options.scheduler, self.scheduler.config, steps)

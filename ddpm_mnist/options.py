@@ -140,14 +140,9 @@ def read_options(
 ) -> Options:
     """The command line as an instance of the dataclass `cls`.
 
-    Args:
-        arguments: without the program's name.
-        description, epilog: open and close `--help`.
-        file, values: options that replace the defaults, and the YAML file that they were read from.
-        extra: options (name -> help) that `--help` lists and others read.
-
-    Raises:
-        ConfigError: an unknown option or key of the file, a value of the wrong type, or one that breaks its rules.
+    `values` replace the defaults; they were read from the YAML `file`. `extra` options (name -> help) are listed by
+    `--help` and read by others. ConfigError: an unknown option or key of the file, a value of the wrong type, or one
+    that breaks its rules.
     """
     parser = Parser(cls, description=description, epilog=epilog)
     for name, help in (extra or {}).items():

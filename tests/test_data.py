@@ -20,7 +20,7 @@ from PIL import Image
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.images import decode
 from ddpm_mnist.images.batches import Images, index_batches
-from ddpm_mnist.images.dataset import Data, ImageShape, load_data
+from ddpm_mnist.images.dataset import Data, load_data
 from ddpm_mnist.options import DataOptions
 
 STACK = np.stack([np.array(blob(i)) for i in range(20)])
@@ -31,7 +31,7 @@ def load(name=None, classes=None, said=None, size=28, held_out=32, with_labels=F
     """As a run loads it; what it warns of goes into `said`."""
     options = DataOptions(dataset_name=name and str(name), **options)
     warn = ([] if said is None else said).append
-    return load_data(options, ImageShape(None, size, classes), held_out, warn, with_labels)
+    return load_data(options, None, size, classes, held_out, warn, with_labels)
 
 
 def folder(path, images: list[Image.Image]):
@@ -85,7 +85,7 @@ def test_an_edited_decoder_is_not_answered_from_the_cache(tmp_path):
     source = path.read_text(encoding="utf-8")
     path.write_text(source.replace("np.asarray(image).resh", "(255 - np.asarray(image)).resh"), encoding="utf-8")
     code = f"""from ddpm_mnist.images.dataset import *
-print(load_data(DataOptions({str(name)!r}), ImageShape(1, 28)).train.images.float().mean().item())"""
+print(load_data(DataOptions({str(name)!r}), 1, 28).train.images.float().mean().item())"""
     before = load(name).train.images.float().mean().item()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and float(done.stdout.split()[-1]) == pytest.approx(255 - before), done.stderr

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 SCRIPTS = ("train_ddpm_mnist", "generate", "evaluate", "push_to_hub")
 WINGS = ("training", "evaluation", "hub")
-BASE = ("ddpm_mnist", "errors", "options", "record", "device", "offline", "randomness")  # the rest is the paper
+BASE = ("ddpm_mnist", "errors", "options", "record", "offline", "randomness")  # the rest is the paper
 
 
 def modules() -> dict[str, ast.Module]:

@@ -24,7 +24,7 @@ from ddpm_mnist.hub.card import write_card
 from ddpm_mnist.hub.push import PushConfig, files_to_push, push_model, upload, validate_model
 from ddpm_mnist.hub.repo import make_repo, read_token
 from ddpm_mnist.hub.space import PAGE
-from ddpm_mnist.images.dataset import ImageShape, load_data
+from ddpm_mnist.images.dataset import load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import DataOptions
 from ddpm_mnist.record import weights_sha256, without_paths
@@ -208,7 +208,7 @@ def test_a_hub_that_refuses_is_no_missing_network(hub_here, tmp_path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub_here, "fault", lambda number, request: fault)
     options = DataOptions(cache_dir=str(tmp_path / "datasets"))
-    for load in (lambda: load_model("alice/m"), lambda: load_data(options, ImageShape(1, 28))):
+    for load in (lambda: load_model("alice/m"), lambda: load_data(options, 1, 28)):
         with pytest.raises(ConfigError, match=rf"^--(model alice/m|dataset_name ylecun/mnist): {reason}"):
             load()
 
@@ -241,7 +241,7 @@ def test_a_revision_that_is_not_there_is_one_line(hub_here, model, push, tmp_pat
     hub_here.create("alice/digits")
     hub_here.create("alice/set", "dataset")
     options = DataOptions("alice/set@v9", cache_dir=str(tmp_path / "datasets"))
-    for load in (lambda: load_model("alice/digits@v9"), lambda: load_data(options, ImageShape(1, 28))):
+    for load in (lambda: load_model("alice/digits@v9"), lambda: load_data(options, 1, 28)):
         with pytest.raises(ConfigError, match="alice/(digits|set)@v9: the repo has no such revision; name a branch"):
             load()
 

@@ -14,7 +14,7 @@ import torch
 
 from ddpm_mnist.evaluation.error import model_x0
 from ddpm_mnist.images.batches import scale
-from ddpm_mnist.images.dataset import ImageShape, load_data
+from ddpm_mnist.images.dataset import load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import DataOptions
 from ddpm_mnist.randomness import seeded_generator
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="folders of unconditional pipelines")
     parser.add_argument("--num_images", type=int, default=400)
     args = parser.parse_args()
-    data = load_data(DataOptions(dataset_name=args.dataset_name), ImageShape(channels=1, size=28), args.num_images)
+    data = load_data(DataOptions(dataset_name=args.dataset_name), 1, 28, num_held_out=args.num_images)
     images = scale(data.test.images)
     noise = torch.randn(images.shape, generator=seeded_generator(0, "held-out noise"))
     print("| log SNR", *LOG_SNRS, "", sep=" | ")

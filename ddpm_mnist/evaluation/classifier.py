@@ -14,7 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from ..errors import ConfigError
 from ..images.batches import Images, index_batches, scale
-from ..images.dataset import Data, ImageShape, load_data
+from ..images.dataset import Data, load_data
 from ..loading import Model
 from ..randomness import seeded_generator
 
@@ -76,7 +76,7 @@ def load_judge(model: Model, config) -> Judge:
 
     ConfigError: the data cannot be loaded, or is too little.
     """
-    data = load_data(config, ImageShape(*model.shape[:2], model.num_classes), with_labels=True)
+    data = load_data(config, *model.shape[:2], model.num_classes, with_labels=True)
     if min(len(data.train), len(data.test)) < 10:
         raise ConfigError(f"--dataset_name {data.name}: an evaluation needs 10 training and 10 test images, or more")
     steps, seed, count = config.classifier_steps, config.seed, max(len(data.train) // 10, 5)

@@ -28,15 +28,6 @@ MIN_CONTRAST = 4  # of 255; a smaller range means unscaled pixels, such as 0 and
 ARRAYS = {"x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels"}
 
 
-@dataclass(frozen=True)
-class ImageShape:
-    """What a U-Net takes: images `[channels, size, size]`, and labels 0 ... num_classes - 1."""
-
-    channels: int | None  # None: 1 or 3, as the images have
-    size: int
-    num_classes: int | None = None  # None: no labels
-
-
 @dataclass
 class Data:
     """`train`: endless batches through `index_batches`; `test`: held-out images; `fingerprint`: what was read."""
@@ -55,14 +46,20 @@ class Data:
 
 
 def load_data(
-    options: DataOptions, shape: ImageShape, num_held_out: int | None = None, warn=print, with_labels: bool = False
+    options: DataOptions,
+    channels: int | None,
+    size: int,
+    num_classes: int | None = None,
+    num_held_out: int | None = None,
+    warn=print,
+    with_labels: bool = False,
 ) -> Data:
-    """Everything that a run reads: images to train on, and at most `num_held_out` others.
+    """Everything that a run reads: images `[channels, size, size]` to train on, and at most `num_held_out` others.
 
-    Labels are read only if they are needed: for the classes in `shape`, or `with_labels`. What cannot be loaded or used
-    is a ConfigError that says what to do.
+    `channels` None: 1 or 3, as the images have. Labels, 0 ... num_classes - 1, are read only if there are classes, or
+    `with_labels`. What cannot be loaded or used is a ConfigError that says what to do.
     """
-    with_labels = with_labels or shape.num_classes is not None
+    with_labels = with_labels or num_classes is not None
     named = options.dataset_name or DEFAULT_DATASET
     option, local = f"--dataset_name {named}", Path(named).exists()
     folder = Path(named) if local else hub_folder("--dataset_name", named, "dataset")
@@ -72,17 +69,17 @@ def load_data(
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
     parts = hold_out(splits, num_held_out)
     labels, test_labels = (
-        read_labels(part, label_column, shape, which) if with_labels else None
+        read_labels(part, label_column, num_classes, which) if with_labels else None
         for part, which in zip(parts, ("training", "held-out"))
     )
-    if shape.num_classes and (absent := sorted(set(range(shape.num_classes)) - set(labels.tolist()))):
+    if num_classes and (absent := sorted(set(range(num_classes)) - set(labels.tolist()))):
         warn(f"{name}: no training image is of class {shorten(absent)}, which the U-Net cannot learn.")
 
     files = [undecoded(part, column) for part in parts]
-    channels = shape.channels or channels_of(files[0], column)
-    how = {"channels": channels, "size": shape.size, "center_crop": options.center_crop}
+    channels = channels or channels_of(files[0], column)
+    how = {"channels": channels, "size": size, "center_crop": options.center_crop}
     rows, test_rows = (decode_column(part, options.dataloader_num_workers, options.cache_dir, **how) for part in files)
-    images, test_images = (memory_mapped(part, (channels, shape.size, shape.size)) for part in (rows, test_rows))
+    images, test_images = (memory_mapped(part, (channels, size, size)) for part in (rows, test_rows))
     low, high = images.aminmax()
     if high - low < MIN_CONTRAST:
         raise ConfigError(f"--dataset_name: the pixels lie between {low} and {high}; scale them to 0 ... 255")
@@ -124,10 +121,10 @@ def spread(length: int, count: int | None) -> np.ndarray:
     return np.linspace(0, length - 1, min(length, count or length)).round().astype(int)
 
 
-def read_labels(dataset: Dataset, column: str, shape: ImageShape, which: str) -> Tensor:
+def read_labels(dataset: Dataset, column: str, num_classes: int | None, which: str) -> Tensor:
     """`[N]` int64. ConfigError: a row without a label, or with one that is not a class of the U-Net."""
     values = dataset[column][:] if column in dataset.features else [None]  # a test split may have hidden labels
-    end = shape.num_classes or MOST_CLASSES
+    end = num_classes or MOST_CLASSES
     for row, value in enumerate(values):
         if not isinstance(value, (int, float)) or value % 1 != 0 or not 0 <= value < end:
             problem = f"row {row} of the {which} images holds {value!r:.40}, which is not a class number below {end}"

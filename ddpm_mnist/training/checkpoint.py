@@ -67,13 +67,9 @@ def save_checkpoint(
 ) -> None:
     """Write checkpoint-`step`, then delete later ones, and the oldest over `total_limit`.
 
-    Args:
-        unet: its config is saved with the weights.
-        weights: folder name -> state dict.
-        state: for `torch.save`; tensors, numbers, strings, lists and dicts only. `state["run"]`: see `load_state`.
-
-    Raises:
-        ConfigError: it cannot be written (disk full, no permission); older checkpoints are as they were.
+    `weights`: folder name -> state dict; the config of `unet` is saved with each. `state`: for `torch.save`; tensors,
+    numbers, strings, lists and dicts only. ConfigError: it cannot be written (disk full, no permission); older
+    checkpoints are as they were.
     """
     target = output_dir / f"{PREFIX}{step}"
     draft = output_dir / f".{target.name}.draft"

@@ -60,12 +60,7 @@ def export_pipeline(
 
     The weights are loaded into the stock classes first, strictly by name and shape, so that the folder names nothing of
     this repo and is known to load with stock diffusers.
-
-    Args:
-        unet, scheduler: the trained network and its noise schedule.
-        output_dir: the folder; other files in it stay.
-        weights: instead of the U-Net's own, such as their average.
-        null_class_label: the label that stood for a dropped one in training.
+    `weights`, such as their average, replace the U-Net's own. Other files in the folder stay.
     """
     stock_unet = diffusers.UNet2DModel.from_config(unet.config)
     stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)

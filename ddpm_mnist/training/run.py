@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..hub.repo import check_repo_id, read_token
-from ..images.dataset import Data, ImageShape, load_data
+from ..images.dataset import Data, load_data
 from ..loading import Model
 from ..pipeline import count_classes
 from .batches import micro_batches
@@ -283,9 +283,9 @@ def make_run(config: TrainConfig) -> Run:
         check_repo_id(config.hub_model_id)
         read_token()
     classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
-    shape = ImageShape(config.unet["in_channels"], config.unet["sample_size"], classes)
+    shape = config.unet["in_channels"], config.unet["sample_size"]
     with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
-        data = load_data(config, shape, HELD_OUT_IMAGES, accelerator.print)
+        data = load_data(config, *shape, classes, HELD_OUT_IMAGES, accelerator.print)
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)
