@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, blob, in_process, make_dataset, posix, python
+from datasets import ClassLabel
 from scipy.stats import norm
 
 import evaluate as command
@@ -317,7 +318,9 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
 
 
 def test_data_of_more_classes_than_the_model_has_is_one_line(conditional_model, tmp_path, capfd):
-    make_dataset([blob(i) for i in range(60)], [i % 12 for i in range(60)]).to_parquet(tmp_path / "train.parquet")
+    rows = make_dataset([blob(i) for i in range(60)], [i % 10 for i in range(60)]).remove_columns("label")
+    rows = rows.add_column("label", [i % 12 for i in range(60)], feature=ClassLabel(num_classes=12))
+    rows.to_parquet(tmp_path / "train.parquet")
     assert in_process(command.main, *arguments(conditional_model, tmp_path / "train.parquet")) == 2
     assert "which is not a class number below 10" in capfd.readouterr().err
 
