@@ -386,10 +386,15 @@ def test_what_the_end_of_a_run_could_not_write_comes_with_its_resumption(train):
     out = train("run")
     results = json.loads((out / "train_results.json").read_text())
     (out / "train_results.json").unlink()
-    (out / "pipeline.py").touch()  # of a conditional model that was here
+    shutil.copy(ROOT / "ddpm_mnist/pipeline.py", out)  # of a conditional model that was here
     train("run", resume_from_checkpoint="latest")
-    assert json.loads((out / "train_results.json").read_text())["metrics"] == results["metrics"]
+    assert json.loads((out / "train_results.json").read_text())["metrics"] == results["metrics"] != {}
     assert not (out / "pipeline.py").exists()
+    (out / "pipeline.py").write_text("# mine", encoding="utf-8")
+    train("run", resume_from_checkpoint="latest", max_train_steps=10, validation_steps=0)
+    metrics_of_8_steps = {key for key in results["metrics"] if key.startswith("held_out")}
+    assert not metrics_of_8_steps & json.loads((out / "train_results.json").read_text())["metrics"].keys()
+    assert (out / "pipeline.py").exists()
 
 
 def test_a_resumed_run_has_no_pictures_of_later_updates(train):
@@ -406,7 +411,9 @@ def test_a_checkpoint_on_a_larger_disk_behind_a_link_is_of_this_folder(train, tm
     shutil.move(out / "checkpoint-4", tmp_path / "large-disk")
     (out / "checkpoint-4").symlink_to(tmp_path / "large-disk")
     train("run", max_train_steps=5, validation_steps=0, resume_from_checkpoint="latest")
-    with pytest.raises(ConfigError, match="--max_train_steps 3: .*checkpoint-5 is longer"):
+    train("run", max_train_steps=7, validation_steps=0, resume_from_checkpoint="latest", checkpoints_total_limit=1)
+    assert checkpoints(out) == ["checkpoint-7"] and (tmp_path / "large-disk/state.pt").exists()
+    with pytest.raises(ConfigError, match="--max_train_steps 3: .*checkpoint-7 is longer"):
         train("run", max_train_steps=3, validation_steps=0, resume_from_checkpoint="latest")
 
 

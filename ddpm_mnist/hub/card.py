@@ -67,7 +67,6 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
     results = figures(run, evaluated, weights, dataset)
     samples = gallery(model_dir, classes)
     grids = sorted((model_dir / "samples").glob("*.png"))
-    (model_dir / "samples.png").unlink(missing_ok=True)  # of a run that was here before
     if grids:
         (model_dir / "samples.png").write_bytes(grids[-1].read_bytes())
     data = ModelCardData(

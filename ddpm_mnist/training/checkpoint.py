@@ -62,6 +62,14 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted((p for p in output_dir.glob(PREFIX + "*") if p.is_dir() and steps_of(p) >= 0), key=steps_of)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a folder, or a link, whose target stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def save_checkpoint(
     output_dir: Path, step: int, unet, weights: dict[str, dict[str, Tensor]], state: dict, total_limit: int | None
 ) -> None:
@@ -100,10 +108,10 @@ def save_checkpoint(
     shutil.rmtree(replaced, ignore_errors=True)
     for path in list_checkpoints(output_dir):
         if steps_of(path) > step:  # the run went on from an earlier one: "latest" must not lead back to these
-            shutil.rmtree(path)
+            remove(path)
     if total_limit is not None:
         for path in list_checkpoints(output_dir)[:-total_limit]:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
-from ..record import RESULTS_FILE, weights_sha256, write_json
+from ..record import METRICS_FILE, RESULTS_FILE, read_metrics, weights_sha256, write_json
 from ..sampling import grid, known_betas, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
@@ -60,14 +60,17 @@ def export_pipeline(
 
     The weights are loaded into the stock classes first, strictly by name and shape, so that the folder names nothing of
     this repo and is known to load with stock diffusers.
+
     `weights`, such as their average, replace the U-Net's own. Other files in the folder stay.
     """
+    ours = Path(output_dir) / "pipeline.py"  # of a conditional model that was here
+    if ours.is_file() and ours.read_bytes() == ClassConditionalDDPMPipeline._source:
+        ours.unlink()
     stock_unet = diffusers.UNet2DModel.from_config(unet.config)
     stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)
     stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config, **known_betas(scheduler.config))
     if unet.config.num_class_embeds is None:
         pipe = diffusers.DDPMPipeline(stock_unet, stock_scheduler)
-        (Path(output_dir) / "pipeline.py").unlink(missing_ok=True)  # of a conditional model that was here
     else:
         pipe = ClassConditionalDDPMPipeline(stock_unet, stock_scheduler, null_class_label)
     pipe.save_pretrained(output_dir, safe_serialization=True)
@@ -90,6 +93,9 @@ def write_card_pictures(run: Run) -> None:
 def write_results(run: Run, seconds: float) -> None:
     """What the run measured, and how it was trained, into train_results.json."""
     accelerator, on_gpu = run.accelerator, run.accelerator.device.type == "cuda"
+    metrics = {}  # of these weights: a resumed run without validation has none of its own
+    for line in read_metrics(run.output_dir / METRICS_FILE):
+        metrics |= line if line.pop("step") == run.step else {}
     results = {
         "dataset": run.data.name,
         "dataset_is_local": run.data.local,
@@ -98,7 +104,7 @@ def write_results(run: Run, seconds: float) -> None:
         "parameters": run.parameters,
         "steps_of_this_session": run.step - run.first_step,
         "minutes_of_this_session": seconds / 60,
-        "metrics": run.log.last,
+        "metrics": metrics,
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "device_name": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",

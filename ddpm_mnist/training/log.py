@@ -18,7 +18,7 @@ class MetricsLog:
     """Metrics and sample grids to metrics.jsonl, to samples/, and to the trackers; only the main process writes."""
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, step: int):
-        self.accelerator, self.last = accelerator, {}
+        self.accelerator = accelerator
         output_dir = Path(config.output_dir)
         self.file, self.samples, name = output_dir / METRICS_FILE, output_dir / "samples", output_dir.resolve().name
         options = {  # TensorBoard hides what was logged after the checkpoint that a run resumes from
@@ -36,17 +36,14 @@ class MetricsLog:
                 f"--report_to {config.report_to}: cannot start ({first_line(error)}); fix that, or --report_to none"
             ) from error
         if accelerator.is_main_process:  # what was logged after the checkpoint will be logged again
-            kept = [line for line in read_metrics(self.file) if line["step"] <= step]
-            self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            for line in kept:
-                self.last |= {key: value for key, value in line.items() if key != "step"}
+            kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
+            self.file.write_text("".join(kept), encoding="utf-8")
             for path in self.samples.glob("step-" + "[0-9]" * 6 + ".png"):
                 if int(path.stem.removeprefix("step-")) > step:
                     path.unlink()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log `metrics`: a line of JSON in the file, and to the trackers."""
-        self.last = self.last | metrics
         if self.accelerator.is_main_process:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -1,13 +1,12 @@
 """The folder of a run: whether it may be written, and its first files."""
 
-import shutil
 from pathlib import Path
 
 import filelock
 
 from ..errors import ConfigError, first_line, writable_problem
 from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
-from .checkpoint import find_checkpoint, is_draft, steps_of
+from .checkpoint import find_checkpoint, is_draft, remove, steps_of
 from .config import TrainConfig
 
 LOCK_FILE = ".lock"
@@ -77,14 +76,6 @@ def check_output_dir(config: TrainConfig) -> Path | None:
             f"({checkpoint.parent}), or an empty one"
         )
     return checkpoint
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a folder, or a link, whose target stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:

@@ -22,12 +22,12 @@ from ..loading import Model
 from ..pipeline import count_classes
 from .batches import micro_batches
 from .build import build, check_models, start_from
-from .checkpoint import load_state, load_weights, save_checkpoint
+from .checkpoint import load_state, load_weights, remove, save_checkpoint
 from .config import TrainConfig
 from .hardware import start_accelerator
 from .log import MetricsLog
 from .optimizer import build_optimizer
-from .output_dir import TRACKER_FOLDERS, begin_output_dir, check_output_dir, lock_output_dir, remove
+from .output_dir import TRACKER_FOLDERS, begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
 from .target import Target
 
@@ -229,7 +229,7 @@ class Run:
         """The error message of a run whose loss or weights are not finite."""
         return (
             f"--learning_rate {self.config.learning_rate}: loss or weights are no longer finite at step {self.step};"
-            f" lower it, or set --mixed_precision no; --resume_from_checkpoint latest goes on from the last checkpoint"
+            " lower it, or set --mixed_precision no; --resume_from_checkpoint latest goes on from the last checkpoint"
         )
 
     # ---- the end ---------------------------------------------------------------------------------------------------
@@ -283,9 +283,9 @@ def make_run(config: TrainConfig) -> Run:
         check_repo_id(config.hub_model_id)
         read_token()
     classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
-    shape = config.unet["in_channels"], config.unet["sample_size"]
+    channels, size = config.unet["in_channels"], config.unet["sample_size"]
     with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
-        data = load_data(config, *shape, classes, HELD_OUT_IMAGES, accelerator.print)
+        data = load_data(config, channels, size, classes, HELD_OUT_IMAGES, accelerator.print)
     if len(set(gather_object([data.fingerprint]))) > 1:
         raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
     data.train = data.train.to(accelerator.device)
