@@ -27,7 +27,7 @@ class EvaluateConfig(DataOptions, SampleOptions):
     batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1, at_most=1_000_000)
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0, at_most=2**63 - 1)
     bound_images: int = opt(
-        10, "Images per timestep of the bound, 2 or more; 0: no bound, no error of x_0.", at_least=0, at_most=1_000_000
+        10, "Images per timestep of the bound, 2 or more; 0: no bound.", at_least=0, at_most=1_000_000
     )
     classifier_steps: int = opt(1400, "Length of the classifier's training.", at_least=1, at_most=1_000_000)
     output_dir: str | None = opt(None, "Where the results go. Default: the model's folder.", path=True)
@@ -56,7 +56,7 @@ def record_of(model: str | None) -> Path:
         return folder.parent if (folder / "state.pt").is_file() else folder
     from ddpm_mnist.offline import model_folder
 
-    return model_folder("--model", model)
+    return model_folder(model)
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -74,7 +74,6 @@ def evaluate(config: EvaluateConfig) -> str:
             raise ConfigError(f"--output_dir {output_dir}: {problem}")
 
     from ddpm_mnist.evaluation import report  # here and not above, so that --help need not wait for torch
-    from ddpm_mnist.evaluation.error import error_table
     from ddpm_mnist.loading import is_checkpoint, load_model
 
     model = load_model(config.model)
@@ -83,8 +82,6 @@ def evaluate(config: EvaluateConfig) -> str:
     measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
     results |= {"config": settings, "weights_sha256": weights_sha256(Path(config.model)) if measured else None}
     text = f"{report.table(results)}\n\n*{results['protocol']}.*\n"
-    if results["bound"]:
-        text += f"\n{error_table(results['bound']['error'])}\n"
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / OUTPUTS[0], results)
     (output_dir / OUTPUTS[1]).write_text(text, encoding="utf-8")

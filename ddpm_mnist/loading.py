@@ -145,12 +145,12 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator()
 
 
-def load_model(name: str, option: str = "--model") -> Model:
+def load_model(name: str) -> Model:
     """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator if it has one.
 
     ConfigError: it cannot be read.
     """
-    what, folder = f"{option} {name}", model_folder(option, name)
+    what, folder = f"--model {name}", model_folder(name)
     unet = load_unet(what, folder).to(default_device()).eval()
     with loading(what, folder):
         if is_checkpoint(folder):

@@ -66,13 +66,13 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
         raise ConfigError(f"{option} {name}: {refusal or f'cannot be loaded ({first_line(error)})'}") from error
 
 
-def model_folder(option: str, name: str) -> Path:
+def model_folder(name: str) -> Path:
     """The folder of a model: a local one, or that of `hub_folder`. ConfigError: there is none."""
     if Path(name).exists():
         return Path(name)
     if "/" not in name:
-        raise ConfigError(f"{option} {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
-    return hub_folder(option, name, "model", MODEL_FILES)
+        raise ConfigError(f"--model {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
+    return hub_folder("--model", name, "model", MODEL_FILES)
 
 
 def commit_of(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from .errors import ConfigError, first_line
 from .pipeline import Step
 from .randomness import seeded_generator
 from .scheduler import DDPMScheduler
@@ -25,20 +26,16 @@ def make_sampler(name: str, config, num_inference_steps: int):
     `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (DDIM, Song et al. 2021,
     https://arxiv.org/abs/2010.02502, table 1). In fewer steps than timesteps, ddpm therefore takes `fixed_small`, and
     is then DDIM with eta 1. DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) takes its form with noise,
-    which draws better digits.
+    which draws better digits. ConfigError: it does not know the schedule of the betas.
     """
     few = num_inference_steps < config.num_train_timesteps
     change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}
     if name == "dpmsolver":
         change["algorithm_type"] = "sde-dpmsolver++"
-    return SAMPLERS[name].from_config(config, **change, **known_betas(config))
-
-
-def known_betas(config) -> dict:
-    """Changes to a scheduler's config that give every sampler its betas: only DDPM's has the sigmoid schedule."""
-    if config.beta_schedule != "sigmoid" or config.trained_betas is not None:
-        return {}
-    return {"beta_schedule": "linear", "trained_betas": DDPMScheduler.from_config(config).betas.tolist()}
+    try:
+        return SAMPLERS[name].from_config(config, **change)
+    except NotImplementedError as error:  # only ddpm knows the sigmoid schedule
+        raise ConfigError(f"--scheduler {name}: {first_line(error)}; use ddpm") from error
 
 
 def noise_of(

@@ -14,11 +14,11 @@ from datasets import ClassLabel
 from scipy.stats import norm
 
 import evaluate as command
+from benchmarks.recipe import error_by_snr as error
 from ddpm_mnist import DDPMScheduler
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.evaluation import bound, classifier, error, report
+from ddpm_mnist.evaluation import bound, classifier, report
 from ddpm_mnist.evaluation.metrics import (
-    bootstrap,
     frechet_distance,
     gaussian_of,
     in_balls,
@@ -82,12 +82,6 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # 
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_bootstrap_is_as_sure_as_the_root_of_the_number_says():
-    values = gaussian(40_000, 1, 0)[:, 0]
-    mean, ci = bootstrap(lambda x: x.mean().item(), values, resamples=200)
-    assert abs(mean) < 2 * ci and ci == pytest.approx(1.96 / 200, rel=0.2)
 
 
 def test_the_jackknife_takes_the_bias_away_and_its_interval_holds_the_truth():
@@ -358,7 +352,7 @@ def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypa
     (tmp_path / "then/sets/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "then")
     (tmp_path / "run").mkdir()
-    config = parse_args(["--dataset_name=sets/mine", "--init_from=sets"])
+    config = parse_args(["--dataset_name=sets/mine"])
     (tmp_path / "run/train_config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (tmp_path / "run/train_results.json").write_text(json.dumps({"dataset_is_local": True}), encoding="utf-8")
     (tmp_path / "now/sets/mine").mkdir(parents=True)

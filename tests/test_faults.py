@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
-from conftest import RECOMMENDED, ROOT, as_nobody, blob, make_dataset, metrics, posix, python, same, smoke_args, weights
+from conftest import ROOT, as_nobody, blob, in_process, make_dataset, metrics, posix, python, same, smoke_args, weights
 
+import train_ddpm_mnist
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.record import read_metrics, sha256
 from ddpm_mnist.training import stop
@@ -85,8 +87,7 @@ def test_a_run_that_is_killed_ends_as_one_that_never_was(train, dataset_dir, tmp
         assert process.returncode == -signal.SIGKILL
         assert all(damage(p) is None for p in list_checkpoints(out)), "a checkpoint folder is complete or absent"
     assert newest_step(out) < steps
-    done = python("train_ddpm_mnist.py", *args)
-    assert done.returncode == 0, done.stderr
+    train("killed", resume_from_checkpoint="latest", max_train_steps=steps, **KILL_RUN)
     for folder in ("unet", f"checkpoint-{steps}/unet", f"checkpoint-{steps}/unet_ema"):
         assert same(weights(out / folder), weights(whole / folder)), folder
     for key in ("loss", "lr"):
@@ -194,30 +195,6 @@ def test_a_signal_to_two_processes_leaves_one_checkpoint(dataset_dir, tmp_path):
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
-def test_resumed_on_one_two_and_one_process(train, dataset_dir, tmp_path):
-    options = {"logging_steps": 1, "validation_steps": 0, "lr_scheduler": "constant_with_warmup"}
-    whole = metrics(train("whole", **options), "loss")
-    train("moved", max_train_steps=2, **options)
-    two = {"resume_from_checkpoint": "latest", "train_batch_size": 8, "max_train_steps": 5}
-    done = python("train_ddpm_mnist.py", *smoke_args(dataset_dir, tmp_path / "moved", **options, **two), processes=2)
-    assert done.returncode == 0, done.stderr
-    assert "at step 2" in done.stdout and "(2 process(es) x 8 x 1)" in done.stdout
-    train("moved", resume_from_checkpoint="latest", **options)
-    assert metrics(tmp_path / "moved", "loss") == pytest.approx(whole, rel=1e-4)
-
-
-def test_two_processes_resume_exactly(dataset_dir, tmp_path):
-    options = {"train_batch_size": 8, "logging_steps": 3, "checkpointing_steps": 4, "validation_steps": 0}
-    args = [*smoke_args(dataset_dir, tmp_path / "run", **options, **RECOMMENDED), "--resume_from_checkpoint=latest"]
-    done = python("train_ddpm_mnist.py", *args, processes=2)
-    assert done.returncode == 0, done.stderr
-    whole = weights(tmp_path / "run/unet"), metrics(tmp_path / "run", "loss")
-    shutil.rmtree(tmp_path / "run/checkpoint-8")
-    done = python("train_ddpm_mnist.py", *args, processes=2)
-    assert done.returncode == 0 and "at step 4" in done.stdout, done.stderr
-    assert same(whole[0], weights(tmp_path / "run/unet")) and whole[1] == metrics(tmp_path / "run", "loss")
-
-
 @posix
 def test_when_one_of_two_processes_dies_the_other_ends(dataset_dir, tmp_path):
     process = start(smoke_args(dataset_dir, tmp_path / "run", train_batch_size=8, **LONG), processes=2)
@@ -232,20 +209,19 @@ def test_when_one_of_two_processes_dies_the_other_ends(dataset_dir, tmp_path):
 
 
 @posix
-def test_two_runs_never_share_a_folder_and_a_killed_one_releases_it(dataset_dir, tmp_path):
+def test_two_runs_never_share_a_folder_and_a_killed_one_releases_it(dataset_dir, tmp_path, capfd):
     out = tmp_path / "out"
     args = smoke_args(dataset_dir, out, resume_from_checkpoint="latest", **LONG)
     first = start(args)
     wait_until(lambda: list_checkpoints(out), first)
-    second = python("train_ddpm_mnist.py", *args)
-    assert second.returncode == 2 and first.poll() is None
-    assert f"error: --output_dir {out}: another run is writing there" in second.stderr
-    assert second.stderr.count("error: ") == 1 and "Traceback" not in second.stderr
+    assert in_process(train_ddpm_mnist.main, *args) == 2 and first.poll() is None
+    stderr = capfd.readouterr().err
+    assert f"error: --output_dir {out}: another run is writing there" in stderr and stderr.count("error: ") == 1
     first.kill()
     first.communicate()
     step = max(int(path.name.split("-")[1]) for path in list_checkpoints(out))
-    done = python("train_ddpm_mnist.py", *args, f"--max_train_steps={step + 2}")
-    assert done.returncode == 0 and "Resumed from" in done.stdout, done.stderr
+    assert in_process(train_ddpm_mnist.main, *args, f"--max_train_steps={step + 2}") == 0
+    assert "Resumed from" in capfd.readouterr().out
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
@@ -453,7 +429,7 @@ def test_between_two_runs_in_a_folder_it_holds_no_results(train, dataset_dir):
 # ---- secrets -------------------------------------------------------------------------------------------------------
 
 
-def test_no_token_is_printed_logged_or_saved(dataset_dir, tmp_path):
+def test_no_token_is_printed_logged_or_saved(dataset_dir, tmp_path, monkeypatch, capfd):
     secrets = {
         "HF_TOKEN": "hf_" + "Secret" * 6,
         "HUGGING_FACE_HUB_TOKEN": "hf_" + "Hidden" * 6,
@@ -462,11 +438,15 @@ def test_no_token_is_printed_logged_or_saved(dataset_dir, tmp_path):
     args = smoke_args(dataset_dir, tmp_path / "run", report_to="tensorboard", max_train_steps=4)
     done = python("train_ddpm_mnist.py", *args, **secrets)
     assert done.returncode == 0, done.stderr
-    bad = python("train_ddpm_mnist.py", *smoke_args("some/dataset", tmp_path / "no"), "--debug", **secrets)
-    assert bad.returncode != 0
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train_ddpm_mnist.py", "--debug"])
+    with pytest.raises(ConfigError) as bad:
+        in_process(train_ddpm_mnist.main, *smoke_args("some/dataset", tmp_path / "no"))
+    traceback = "".join(format_exception(bad.value))
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert len(files) > 10
-    texts = [done.stdout, done.stderr, bad.stdout, bad.stderr]
+    texts = [done.stdout, done.stderr, traceback, *capfd.readouterr()]
     for secret in secrets.values():
         assert not [p for p in files if secret.encode() in p.read_bytes()]
         assert not any(secret in text for text in texts)

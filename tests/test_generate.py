@@ -212,7 +212,7 @@ def test_the_pipeline_that_travels_and_generate_draw_the_same_with_every_sampler
         assert (ours - x).abs().mean() < 0.02, (ours - x).abs().mean()
 
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver"])
 def test_every_sampler_has_the_betas_of_the_schedule(name, beta_schedule, tmp_path):
     scheduler = DDPMScheduler(beta_schedule=beta_schedule, clip_sample=False)
@@ -224,6 +224,12 @@ def test_every_sampler_has_the_betas_of_the_schedule(name, beta_schedule, tmp_pa
     others = diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
     for cls in others:  # as a stranger does
         torch.testing.assert_close(cls.from_config(pipe.scheduler.config).betas, scheduler.betas, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver"])
+def test_a_sampler_that_does_not_know_the_schedule_says_so(name):
+    with pytest.raises(ConfigError, match=f"--scheduler {name}: sigmoid .*not implemented.*; use ddpm"):
+        make_sampler(name, DDPMScheduler(beta_schedule="sigmoid").config, 20)
 
 
 def test_two_versions_of_the_pipeline_in_one_process_and_copies_of_one(conditional_model, tmp_path):

@@ -175,29 +175,3 @@ def test_a_run_restores_the_choice_of_kernels(before, dataset_dir, tmp_path):
         assert matmul.allow_tf32 == cudnn.deterministic == before
     finally:
         matmul.allow_tf32 = cudnn.deterministic = False
-
-
-# ---- starting from another model -----------------------------------------------------------------------------------
-
-
-def test_init_from_starts_from_the_weights_of_a_pipeline_or_checkpoint(train, model):
-    options = {"logging_steps": 1, "validation_steps": 0, "max_train_steps": 1}
-    own = metrics(train("own", **options), "loss")[1]
-    for source in (model, model / "checkpoint-8"):
-        out = train(f"from-{source.name}", init_from=source, **options)
-        assert metrics(out, "loss")[1] < 0.9 * own
-    resumed = train(out.name, init_from=model, resume_from_checkpoint="latest", **options | {"max_train_steps": 2})
-    assert metrics(resumed, "loss").keys() == {1, 2} and (resumed / "checkpoint-2").is_dir()
-
-
-def test_init_from_takes_other_classes_and_refuses_other_shapes(train, model, conditional_model):
-    train("classes", init_from=model, max_train_steps=1, validation_steps=0, **{"unet.num_class_embeds": 10})
-    train("none", init_from=conditional_model, max_train_steps=1, validation_steps=0)
-    for source, options, part in (
-        (model, {"unet.block_out_channels": "[8,8]"}, r"down_blocks\.1\.\S+ does not fit"),
-        (model, {"unet.layers_per_block": 2}, "does not fit"),
-        (ROOT / "configs", {}, "holds no model_index.json"),
-        ("no/such/model", {}, "--init_from no/such/model"),
-    ):
-        with pytest.raises(ConfigError, match=part):
-            train("other", init_from=source, **options)

@@ -111,7 +111,7 @@ def test_commands_run_in_an_ascii_locale(command, model, tiny_dataset_dir, tmp_p
 @pytest.mark.parametrize(
     ("cls", "paths"),
     [
-        (TrainConfig, {"dataset_name", "cache_dir", "output_dir", "resume_from_checkpoint", "init_from"}),
+        (TrainConfig, {"dataset_name", "cache_dir", "output_dir", "resume_from_checkpoint"}),
         (EvaluateConfig, {"dataset_name", "cache_dir", "output_dir", "model"}),
         (GenerateConfig, {"model", "output"}),
         (PushConfig, {"model_dir"}),

@@ -80,10 +80,3 @@ def jackknife(statistic: Callable, rows: Tensor, groups: int = 20, block: int = 
     without = np.array([statistic(rows[group != g]) for g in range(groups)])
     value = groups * statistic(rows) - (groups - 1) * without.mean()
     return float(value), float(1.96 * np.sqrt((groups - 1) * without.var()))
-
-
-def bootstrap(statistic: Callable, rows: Tensor, seed: int = 0, resamples: int = 20) -> tuple[float, float]:
-    """A statistic of `[N, ...]` rows; the interval is 1.96 standard deviations over resamples of the rows."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randint(0, len(rows), (len(rows),), generator=generator) for _ in range(resamples)]
-    return statistic(rows), float(1.96 * np.std([statistic(rows[draw]) for draw in draws], ddof=1))

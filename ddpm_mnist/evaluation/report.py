@@ -19,8 +19,7 @@ from ..randomness import seeded_generator
 from ..sampling import grid, labels_for, to_pil, to_uint8
 from .bound import variational_bound
 from .classifier import Judge, classify, load_judge
-from .error import error_by_snr
-from .metrics import bootstrap, frechet_distance, gaussian_of, in_balls, jackknife, nearest, share_and_ci
+from .metrics import frechet_distance, gaussian_of, in_balls, jackknife, nearest, share_and_ci
 
 CONFIDENT = 0.9
 METRICS = {  # name -> (text, which way is better); a new metric is a row here and a line in `metrics_of`
@@ -58,7 +57,6 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
     if config.bound_images:
         bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)
         values["bits_per_dim"] = bound["bits_per_dim"], bound["ci"], None
-        bound["error"] = error_by_snr(model, data.train, config.seed)
     counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
     guidance = "" if model.null_class_label is None else f", guidance {config.guidance_scale:g}"
     results = {
@@ -102,7 +100,7 @@ def metrics_of(
         distances, block: see `nearest_distances` and `jackknife`.
         test_rows: N rows of the test split, for precision and recall, which compare sets of equal size.
     """
-    test, classifier, config = judge.data.test, judge.classifier, judge.config
+    test, classifier = judge.data.test, judge.classifier
     real = classify(classifier, test.images)[2]
     classes, confidence, features = classify(classifier, images.images)
     frechet = partial(frechet_distance, reference=gaussian_of(real))
@@ -116,8 +114,13 @@ def metrics_of(
     }
     if images.labels is not None:
         values["read_as_asked"] = share_and_ci(classes == images.labels)
-    values["nearest_ratio"] = bootstrap(lambda x: (x[:, 0].median() / x[:, 1].median()).item(), distances, config.seed)
+    values["nearest_ratio"] = ratio_of_medians(distances), jackknife(ratio_of_medians, distances)[1]
     return values
+
+
+def ratio_of_medians(distances: Tensor) -> float:
+    """Of the two columns of `nearest_distances`."""
+    return (distances[:, 0].median() / distances[:, 1].median()).item()
 
 
 def nearest_distances(images: Tensor, train: Tensor, test: Tensor, k: int = 1) -> Tensor:
@@ -145,15 +148,11 @@ def neighbours_picture(samples: Tensor, train: Tensor) -> Image.Image:
 
 
 def bound_picture(bound: dict, path: Path) -> None:
-    """Plot the terms of the bound by timestep, and the error of x_0 by log SNR, beside the least possible one."""
+    """Plot the terms of the bound by timestep."""
     from matplotlib.figure import Figure  # not pyplot, which would change the caller's backend
 
-    plot, terms, error = Figure(figsize=(10, 3.5), layout="tight"), bound["terms"], bound["error"]
-    left, right = plot.subplots(1, 2)
-    left.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
-    left.set(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension", title=f"sum: {sum(terms):.3f} bits/dim")
-    for key, label in (("least", "least possible"), ("above", "the model's, above it")):
-        right.semilogy([e["log_snr"] for e in error], [e[key] for e in error], marker=".", label=label)
-    right.set(xlabel="log SNR", ylabel="squared error of x_0", title="mostly noise on the left")
-    right.legend()
-    plot.savefig(path, dpi=100, metadata={"Software": None})
+    figure, terms = Figure(figsize=(5, 3.5), layout="tight"), bound["terms"]
+    axes = figure.add_subplot(xlabel="t (1: the decoder, L_0)", ylabel="bits per dimension")
+    axes.loglog(range(1, len(terms)), terms[:-1], linewidth=1)
+    axes.set_title(f"sum: {sum(terms):.3f} bits/dim")
+    figure.savefig(path, dpi=100, metadata={"Software": None})

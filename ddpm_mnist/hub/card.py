@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import ConfigError, first_line
 from ..options import read_yaml
@@ -64,7 +64,8 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
     dataset, on_hub = run["dataset"], "/" in run["dataset"] and not run["dataset_is_local"]
     weights, evaluated = weights_sha256(model_dir), read_json(model_dir / "evaluation.json")
     evaluated = evaluated if evaluated.get("weights_sha256") == weights else {}  # else it measured other weights
-    results = figures(run, evaluated, weights, dataset)
+    metrics = run["metrics"] if run["weights_sha256"] == weights else {}
+    loss = metrics.get("held_out_ema/loss", metrics.get("held_out_raw/loss"))
     samples = gallery(model_dir, classes)
     grids = sorted((model_dir / "samples").glob("*.png"))
     if grids:
@@ -75,8 +76,6 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
         pipeline_tag="unconditional-image-generation",
         tags=["ddpm", "diffusion"] + (["class-conditional"] if classes else []),
         datasets=[dataset] if on_hub else None,
-        model_name=repo_id.split("/")[-1] if results else None,
-        eval_results=results or None,
         widget=samples or None,
     )
     return ModelCard.from_template(
@@ -89,7 +88,7 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
         usage=usage(repo_id, classes is not None, revision),
         repository=REPOSITORY,
         unet=read_json(model_dir / "unet" / "config.json"),
-        results=results,
+        held_out_loss=None if loss is None else round(loss, 6),
         evaluated=evaluated,
         evaluation_table=read_text(model_dir / "evaluation.md"),
         space_id=read_text(model_dir / SPACE_ID).strip(),
@@ -124,18 +123,6 @@ def num_classes(model_dir: Path) -> int | None:
 
     unet, index = read_json(model_dir / "unet" / "config.json"), read_json(model_dir / "model_index.json")
     return count_classes(unet.get("num_class_embeds"), index.get("null_class_label"))
-
-
-def figures(run: dict, evaluated: dict, weights: str, dataset: str) -> list[EvalResult]:
-    """The held-out loss, if the run measured it with these very weights, and what evaluate.py measured."""
-    rows, metrics, texts = [], run["metrics"], evaluated.get("texts", {})
-    loss = metrics.get("held_out_ema/loss", metrics.get("held_out_raw/loss"))
-    if loss is not None and run["weights_sha256"] == weights:
-        rows.append(("mse", "held-out mean squared error of the predicted noise", round(loss, 6)))
-    measured = {name: value for name, value in evaluated.get("metrics", {}).items() if value is not None}
-    rows += [(name, texts.get(name, name), float(value)) for name, value in measured.items()]
-    task = {"task_type": "unconditional-image-generation", "dataset_type": dataset, "dataset_name": dataset}
-    return [EvalResult(**task, metric_type=name, metric_name=text, metric_value=value) for name, text, value in rows]
 
 
 def gallery(model_dir: Path, classes: int | None) -> list[dict]:

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,17 +26,16 @@ EVALUATION = ("evaluation.json", "evaluation_*.png")
 OUR_PIPELINE = Path(__file__).parents[1] / "pipeline.py"
 PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 
-# Runs in a fresh process without this repo: does stock diffusers load the folder, and what does it draw?
+# Runs in a fresh process without this repo: does stock diffusers load the folder and draw from it?
 STOCK_SAMPLE = """
-import json, sys, numpy, torch
+import json, sys, torch
 from diffusers import DiffusionPipeline, UNet2DModel
-folder, arguments, output = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(pipe.unet) is UNet2DModel
 pipe.set_progress_bar_config(disable=True)
-images = pipe(**arguments, generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="pt").images
+images = pipe(**json.loads(sys.argv[2]), num_inference_steps=4, output_type="pt").images
 assert not any(name.startswith("ddpm_mnist") for name in sys.modules)
-numpy.save(output, images.numpy())
+assert images.isfinite().all(), "it draws no finite numbers"
 """
 
 
@@ -108,10 +106,7 @@ def open_repos(api: HfApi, config: PushConfig) -> bool:
 
 
 def validate_model(model_dir: Path) -> None:
-    """Load the folder with stock diffusers in a fresh process, and compare its seeded sample with the in-repo classes'.
-
-    ConfigError: it does not load, or draws something else.
-    """
+    """Load the folder with stock diffusers in a fresh process, and draw. ConfigError: it does not load, or not draw."""
     option = f"--model_dir {model_dir}"
     for needed in ("model_index.json", CONFIG_FILE, RESULTS_FILE):  # the last comes at a run's end
         if not (model_dir / needed).is_file():
@@ -119,44 +114,20 @@ def validate_model(model_dir: Path) -> None:
                 f"{option}: holds no {needed}; name the output_dir of a finished training run, or finish it with "
                 "--resume_from_checkpoint latest"
             )
-    import numpy as np
-
     conditional = (model_dir / "pipeline.py").is_file()
     if conditional and (model_dir / "pipeline.py").read_bytes() != OUR_PIPELINE.read_bytes():
         raise ConfigError(
             f"{option}: the check would run pipeline.py, which is not this version's; to agree to this version's, copy "
             f"{OUR_PIPELINE} there"
         )
-    arguments = {"class_labels": [0, 0], "guidance_scale": 1.0} if conditional else {"batch_size": 2}
-    with tempfile.TemporaryDirectory() as folder:
-        output = os.path.join(folder, "sample.npy")
-        # -P: the folder in which the process starts, perhaps this repo, is no place to import from
-        command = [sys.executable, "-P", "-c", STOCK_SAMPLE, str(model_dir), json.dumps(arguments), output]
-        text = {"encoding": "utf-8", "errors": "replace"}
-        done = subprocess.run(command, env=os.environ | {"HF_TOKEN": ""}, capture_output=True, **text)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConfigError(f"{option}: stock diffusers cannot load and run it ({last}); train or export it again")
-        stock = np.load(output)
-    if not np.isfinite(stock).all():
-        raise ConfigError(f"{option}: the model draws no finite numbers; train it again")
-    if not np.allclose(own_sample(model_dir, arguments), stock, atol=1e-3):
-        raise ConfigError(f"{option}: stock diffusers draws another sample than this repo does; report this as a bug")
-
-
-def own_sample(model_dir: Path, arguments: dict):
-    """What the classes of this repo draw by the same seed as `STOCK_SAMPLE`: a NumPy array `[2, C, H, W]`."""
-    import torch
-    from diffusers import DDPMPipeline
-
-    from ..loading import load_model
-    from ..pipeline import ClassConditionalDDPMPipeline
-
-    model = load_model(str(model_dir), "--model_dir")
-    pipe = (ClassConditionalDDPMPipeline if model.num_classes else DDPMPipeline)(model.unet.cpu(), model.scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return pipe(**arguments, generator=generator, num_inference_steps=4, output_type="pt").images.numpy()
+    arguments = json.dumps({"class_labels": [0, 0]} if conditional else {"batch_size": 2})
+    # -P: the folder in which the process starts, perhaps this repo, is no place to import from
+    command = [sys.executable, "-P", "-c", STOCK_SAMPLE, str(model_dir), arguments]
+    text = {"encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(command, env=os.environ | {"HF_TOKEN": ""}, capture_output=True, **text)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(f"{option}: stock diffusers cannot load and run it ({last}); train or export it again")
 
 
 def files_to_push(model_dir: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """The data of a run: where its images come from, which are held out, and their labels."""
 
-import gzip
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from PIL import Image
 from torch import Tensor
 
 from ..errors import ConfigError, cause_of, check_lfs, first_line, shorten
@@ -25,7 +23,6 @@ DOCS = 'see "Other images" in docs/running.md'
 MOST_CLASSES = 100_000  # larger numbers identify something else
 LOOKED_AT = 256  # images that decide whether a set has colour
 MIN_CONTRAST = 4  # of 255; a smaller range means unscaled pixels, such as 0 and 1
-ARRAYS = {"x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels"}
 
 
 @dataclass
@@ -64,7 +61,7 @@ def load_data(
     option, local = f"--dataset_name {named}", Path(named).exists()
     folder = Path(named) if local else hub_folder("--dataset_name", named, "dataset")
     name = folder.resolve().name if local else named.partition("@")[0]  # a path is nobody else's business
-    splits = load_splits(option, folder, options, with_labels or options.label_column is not None)
+    splits = load_splits(option, folder, options)
     column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
     parts = hold_out(splits, num_held_out)
@@ -157,10 +154,10 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
     return f"{len(images)} images, {digest.hexdigest()[:16]}"
 
 
-def load_splits(option: str, folder: Path, options: DataOptions, with_labels: bool) -> DatasetDict:
+def load_splits(option: str, folder: Path, options: DataOptions) -> DatasetDict:
     """The splits of the dataset in a folder or file. ConfigError: it has no train split, or cannot be loaded."""
     try:
-        splits = read_local(folder, options, with_labels)
+        splits = read_local(folder, options)
     except Exception as error:  # `datasets` and what reads for it raise what they like
         check_lfs(option, folder)
         if isinstance(error, ConfigError):
@@ -171,49 +168,12 @@ def load_splits(option: str, folder: Path, options: DataOptions, with_labels: bo
     return splits.with_format(None)
 
 
-def read_local(path: Path, options: DataOptions, with_labels: bool) -> DatasetDict:
-    """A folder or a file: MNIST's own arrays, what `save_to_disk` saved, or what `load_dataset` reads."""
+def read_local(path: Path, options: DataOptions) -> DatasetDict:
+    """A folder or a file: what `save_to_disk` saved, or what `load_dataset` reads."""
     if not path.is_dir() and not path.is_file():
         raise ValueError("a pipe or a device, and neither a folder nor a file")
-    if arrays := read_arrays(path):
-        return from_arrays(arrays, with_labels)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     folder, file = (path, None) if path.is_dir() else (path.absolute().parent, path.name)
     return datasets.load_dataset(str(folder), options.dataset_config_name, data_files=file, cache_dir=options.cache_dir)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """`ARRAYS` from Keras' mnist.npz, or from a folder with the idx files of MNIST's page; empty for anything else."""
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return {key: file[key] for key in ARRAYS if key in file}
-    files = {key: sorted(filter(Path.is_file, path.glob(f"{name}[-.]idx[13]-ubyte*"))) for key, name in ARRAYS.items()}
-    return {key: read_idx(some[0]) for key, some in files.items() if some}  # the first is not compressed
-
-
-def read_idx(file: Path) -> np.ndarray:
-    """The format of yann.lecun.com: a magic number whose last byte counts the dimensions, the sizes, the bytes."""
-    try:
-        content = (gzip.open if file.suffix == ".gz" else open)(file, "rb").read()
-        shape = np.frombuffer(content, ">u4", content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except Exception as error:  # of gzip, zlib, NumPy and the disk
-        raise ConfigError(f"--dataset_name {file}: not a complete idx file ({first_line(error)})") from error
-
-
-def from_arrays(arrays: dict[str, np.ndarray], with_labels: bool) -> DatasetDict:
-    """Splits of `image` and `label` from `ARRAYS`: images `[N, H, W]` or `[N, H, W, C]`, labels `[N]` or `[N, 1]`."""
-    splits = DatasetDict()
-    for split in ("train", "test"):
-        if (images := arrays.get(f"x_{split}")) is None:
-            continue
-        if images.ndim not in (3, 4):
-            raise ValueError(f"x_{split} has the shape {images.shape}, and not [N, height, width]")
-        splits[split] = Dataset.from_dict({"image": [Image.fromarray(pixels.squeeze()) for pixels in images]})
-        if with_labels and (labels := arrays.get(f"y_{split}")) is not None:
-            numbers = labels.astype(np.int64, casting="safe").reshape(-1)  # an error for fractions
-            classes = datasets.ClassLabel(num_classes=min(int(numbers.max()) + 1, MOST_CLASSES))
-            splits[split] = splits[split].add_column("label", numbers.tolist(), feature=classes)
-    return splits

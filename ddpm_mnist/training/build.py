@@ -5,8 +5,6 @@ import inspect
 import torch
 
 from ..errors import ConfigError, first_line, nearest
-from ..loading import load_unet
-from ..offline import commit_of, model_folder
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
@@ -21,7 +19,7 @@ CHOICES = {  # other values do not train, or diffusers takes them in silence or 
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
     "resnet_time_scale_shift": ("default", "scale_shift"),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),  # those that all samplers know
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
 }
@@ -83,19 +81,3 @@ def check_models(config: TrainConfig) -> None:
             f"unet.sample_size {size}: stock diffusers, which the pipeline is for, cannot halve it {halvings} times; "
             f"use a multiple of {2**halvings} (images are resized to it) or fewer levels"
         )
-
-
-def start_from(unet: UNet2DModel, name: str) -> str | None:
-    """Fill the U-Net with the weights of another model: a pipeline (folder or Hub id) or a checkpoint folder.
-
-    Embeddings of classes that it does not have, or has in another number, start anew. Returns the commit of a model of
-    the Hub. ConfigError: it cannot be read, or its weights have other names or shapes.
-    """
-    folder = model_folder("--init_from", name)
-    source, target = load_unet(f"--init_from {name}", folder).state_dict(), unet.state_dict()
-    fits = {key: v for key, v in source.items() if key in target and v.shape == target[key].shape}
-    unfit = [key for key in source | target if key not in fits and not key.startswith("class_embedding.")]
-    if unfit:
-        raise ConfigError(f"--init_from {name}: {unfit[0]} does not fit; give the unet options of that model")
-    unet.load_state_dict(target | fits)
-    return commit_of(folder)

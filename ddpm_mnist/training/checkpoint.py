@@ -162,7 +162,7 @@ def load_state(checkpoint: Path, run: dict) -> dict:
         if saved.get(name) != now.get(name):
             raise ConfigError(
                 f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {saved.get(name)}, this run has "
-                f"{now.get(name)}; give the same, or start anew in another --output_dir with --init_from {checkpoint}"
+                f"{now.get(name)}; give the same, or start anew in another --output_dir"
             )
     return state
 

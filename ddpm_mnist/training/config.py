@@ -84,7 +84,6 @@ class RunOptions:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
         "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
     )
-    init_from: str | None = opt(None, "Start from this model's weights; named as generate.py's --model.", path=True)
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,11 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
         return {name: value for name, value in vars(self).items() if name in names}
 
     def saved(self) -> dict[str, Any]:
-        """The settings of the run, without those of one launch only, and with absolute paths of what it reads."""
+        """The settings of the run, without those of one launch only, and with the absolute path of a local dataset."""
         saved = {option.name for option in fields(self) if option.metadata.get("saved", True)}
         settings = {k: v for k, v in asdict(self).items() if k in saved}
-        for name in ("dataset_name", "init_from"):  # a path, or the Hub's name for something
-            if settings[name] is not None and Path(settings[name]).exists():
-                settings[name] = str(Path(settings[name]).absolute())
+        if self.dataset_name is not None and Path(self.dataset_name).exists():  # else it is the Hub's name
+            settings["dataset_name"] = str(Path(self.dataset_name).absolute())
         return settings
 
     def to_yaml(self) -> str:

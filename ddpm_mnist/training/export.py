@@ -14,7 +14,7 @@ from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
 from ..record import METRICS_FILE, RESULTS_FILE, read_metrics, weights_sha256, write_json
-from ..sampling import grid, known_betas, shown_steps, to_pil, trajectory_picture
+from ..sampling import grid, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .run import Run
@@ -68,7 +68,7 @@ def export_pipeline(
         ours.unlink()
     stock_unet = diffusers.UNet2DModel.from_config(unet.config)
     stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)
-    stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config, **known_betas(scheduler.config))
+    stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config)
     if unet.config.num_class_embeds is None:
         pipe = diffusers.DDPMPipeline(stock_unet, stock_scheduler)
     else:
@@ -99,7 +99,7 @@ def write_results(run: Run, seconds: float) -> None:
     results = {
         "dataset": run.data.name,
         "dataset_is_local": run.data.local,
-        "commits": run.commits,
+        "commits": {"dataset": run.data.commit},  # on the Hub
         "weights_sha256": weights_sha256(run.output_dir),
         "parameters": run.parameters,
         "steps_of_this_session": run.step - run.first_step,

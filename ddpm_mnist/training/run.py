@@ -21,7 +21,7 @@ from ..images.dataset import Data, load_data
 from ..loading import Model
 from ..pipeline import count_classes
 from .batches import micro_batches
-from .build import build, check_models, start_from
+from .build import build, check_models
 from .checkpoint import load_state, load_weights, remove, save_checkpoint
 from .config import TrainConfig
 from .hardware import start_accelerator
@@ -57,9 +57,6 @@ class Run:
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
-        self.commits = {"dataset": data.commit, "init_from": None}  # of what was read from the Hub
-        if config.init_from is not None and checkpoint is None:
-            self.commits["init_from"] = start_from(bare_unet, config.init_from)
         optimizer = build_optimizer(bare_unet, config)
         # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
         self.lr_scheduler = get_scheduler(
@@ -208,7 +205,7 @@ class Run:
             raise ConfigError(self.not_finite())
         if accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in self.state.items()}
-            state |= {"run": self.identity, "step": self.step, "counts": self.counts, "commits": self.commits}
+            state |= {"run": self.identity, "step": self.step, "counts": self.counts}
             limit = self.config.checkpoints_total_limit
             save_checkpoint(self.output_dir, self.step, self.bare_unet, self.weights, state, limit)
         accelerator.wait_for_everyone()
@@ -221,7 +218,6 @@ class Run:
             part.load_state_dict(state[name])
         if self.ema is not None:
             self.ema.optimization_step = state["step"]
-        self.commits = state["commits"] | {"dataset": self.data.commit}
         self.step, self.counts = state["step"], state["counts"].to(self.accelerator.device)
         self.accelerator.print(f"Resumed from {self.checkpoint} at step {self.step}.")
 
