@@ -2,9 +2,8 @@
 
     python push_to_hub.py --model_dir ddpm-mnist --hub_model_id USER/ddpm-mnist
 
-With `--space_id USER/NAME`, also a Space: a page on which the model draws in the visitor's browser. The token is from
-`hf auth login`, HF_TOKEN or HF_TOKEN_PATH. Run again with nothing changed, it makes no commit; if it was interrupted,
-run it again.
+The token is from `hf auth login`, HF_TOKEN or HF_TOKEN_PATH. Run again with nothing changed, it makes no commit; if it
+was interrupted, run it again.
 """
 
 import sys

@@ -111,28 +111,6 @@ def loading(what: str, folder: Path) -> Iterator[None]:
         raise ConfigError(f"{what}: cannot be loaded ({first_line(error)})") from error
 
 
-def load_unet(what: str, folder: Path) -> UNet2DModel:
-    """The U-Net of a pipeline's folder, or of a checkpoint folder: its averaged weights if it has them.
-
-    ConfigError, which begins with `what`: it holds no model, or one that cannot be read.
-    """
-    subfolder = "unet"
-    if is_checkpoint(folder):
-        subfolder = "unet_ema" if (folder / "unet_ema").is_dir() else "unet"
-    elif not (folder / "model_index.json").is_file():
-        raise ConfigError(
-            f"{what}: holds no model_index.json; name the output_dir of a finished training run, or a "
-            "checkpoint folder in it"
-        )
-    with loading(what, folder):
-        config = UNet2DModel.load_config(folder, subfolder=subfolder)
-        name_of_class, size = config.get("_class_name"), config.get("sample_size")
-        sizes = size if isinstance(size, (list, tuple)) else [size]
-        if name_of_class != "UNet2DModel" or not all(isinstance(s, int) and 1 <= s <= 4096 for s in sizes):
-            raise ValueError(f"its U-Net is a {name_of_class} of sample_size {size}")
-        return UNet2DModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
-
-
 def use_cpu_is_set() -> bool:
     """Whether ACCELERATE_USE_CPU says to stay on the CPU, in any of the words that Accelerate takes for yes."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
@@ -148,12 +126,25 @@ def default_device() -> torch.device:
 def load_model(name: str) -> Model:
     """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator if it has one.
 
-    ConfigError: it cannot be read.
+    Of a checkpoint, the averaged weights if it has them. ConfigError: there is no model, or it cannot be read.
     """
     what, folder = f"--model {name}", model_folder(name)
-    unet = load_unet(what, folder).to(default_device()).eval()
+    checkpoint = is_checkpoint(folder)
+    if not checkpoint and not (folder / "model_index.json").is_file():
+        raise ConfigError(
+            f"{what}: holds no model_index.json; name the output_dir of a finished training run, or a "
+            "checkpoint folder in it"
+        )
+    subfolder = "unet_ema" if checkpoint and (folder / "unet_ema").is_dir() else "unet"
     with loading(what, folder):
-        if is_checkpoint(folder):
+        config = UNet2DModel.load_config(folder, subfolder=subfolder)
+        name_of_class, size = config.get("_class_name"), config.get("sample_size")
+        sizes = size if isinstance(size, (list, tuple)) else [size]
+        if name_of_class != "UNet2DModel" or not all(isinstance(s, int) and 1 <= s <= 4096 for s in sizes):
+            raise ValueError(f"its U-Net is a {name_of_class} of sample_size {size}")
+        unet = UNet2DModel.from_pretrained(folder, subfolder=subfolder, use_safetensors=True)
+        unet = unet.to(default_device()).eval()
+        if checkpoint:
             run = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["run"]
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
             return Model(unet, DDPMScheduler(**run["scheduler"]), null)

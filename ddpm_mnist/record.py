@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 from .errors import ConfigError, first_line
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "train_config.yaml", "metrics.jsonl", "train_results.json"
-WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
+WEIGHTS_FILE, ONNX_FILE = "unet/diffusion_pytorch_model.safetensors", "onnx/model.onnx"
 
 
 def sha256(path: Path) -> str:

@@ -53,7 +53,7 @@ async function get(address, options) {
     throw new Error(`${address} cannot be loaded (${error.message}). Check the network and load the page again.`);
   });
   if (response.ok) return response;
-  const advice = address.endsWith(".onnx") ? "; its owner can add it by push_to_hub.py --onnx" : "";
+  const advice = address.endsWith(".onnx") ? "; its owner can add it: python demo/serve.py, then push_to_hub.py" : "";
   const file = address.split("/").slice(-2).join("/");
   throw new Error(`The model has no ${file}, or may not be read (${response.status})${advice}.`);
 }

@@ -16,14 +16,15 @@ from urllib.request import urlopen
 import filelock
 import numpy as np
 import pytest
+import serve
 import torch
+import yaml
 from conftest import ROOT, in_process
+from onnx_model import export_onnx
 from PIL import Image
 
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.hub.onnx import export_onnx
-from ddpm_mnist.hub.space import page_files, space_files
 from ddpm_mnist.pipeline import denoise, guided
 from ddpm_mnist.sampling import make_sampler, noise_of, to_uint8
 from ddpm_mnist.training.export import export_pipeline
@@ -35,6 +36,7 @@ EXPORTS = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"
 BROWSER = CHROMIUM and EXPORTS and importlib.util.find_spec("playwright") and shutil.which("npm")
 needs_onnx = pytest.mark.skipif(not EXPORTS, reason="pip install onnx onnxscript onnxruntime")
 needs_a_browser = pytest.mark.skipif(not BROWSER, reason="see the page's tests in CONTRIBUTING.md")
+KINDS = ("html", "css", "js")
 LABELS = 11  # ten, and the one that stands for none
 
 
@@ -219,7 +221,7 @@ def write(page, points: list[tuple[int, int]]) -> None:
 @needs_a_browser
 def test_a_visit(browser, runtime, with_labels, tmp_path):
     """From a Space's folder, as any server of files serves it."""
-    files = space_files(with_labels, "alice/digits", "mit")
+    files = serve.page_files(with_labels, "alice/digits")
     with serving(files, tmp_path) as address, visiting(browser, runtime, address, "/?steps=8") as page:
         first = finished(page)
         assert page.title() == "Watch diffusion draw: alice/digits" and len(first) == 20
@@ -276,7 +278,7 @@ def test_a_visit(browser, runtime, with_labels, tmp_path):
 
 @needs_a_browser
 def test_what_a_visitor_sees_while_the_model_loads(browser, with_labels, tmp_path):
-    files = page_files(with_labels, "digits")
+    files = serve.page_files(with_labels, "digits")
     with serving(files, tmp_path) as address, visiting(browser, None, address) as page:
         page.wait_for_function("document.querySelector('#draw .caption').textContent.startsWith('Loading onnx')")
         assert page.locator("#draw .tile.waiting").count() == 10 and page.locator("#draw .look").is_hidden()
@@ -284,7 +286,7 @@ def test_what_a_visitor_sees_while_the_model_loads(browser, with_labels, tmp_pat
 
 @needs_a_browser
 def test_writing_a_digit(browser, runtime, with_labels, tmp_path):
-    files, query = page_files(with_labels, "digits"), "/?steps=2&count=1&seed=5&tab=write"
+    files, query = serve.page_files(with_labels, "digits"), "/?steps=2&count=1&seed=5&tab=write"
     with serving(files, tmp_path) as address, visiting(browser, runtime, address, query) as page:
         finished(page)
         page.click("#write .go")
@@ -326,7 +328,7 @@ def test_writing_a_digit(browser, runtime, with_labels, tmp_path):
 @needs_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_model_without_labels_on_a_phone(browser, runtime, without_labels, tmp_path, scheme):
-    files, query = page_files(without_labels, "digits"), "/?steps=4&label=3&count=99"
+    files, query = serve.page_files(without_labels, "digits"), "/?steps=4&label=3&count=99"
     phone = {"width": 390, "color_scheme": scheme}
     with serving(files, tmp_path) as address, visiting(browser, runtime, address, query, **phone) as page:
         finished(page)
@@ -371,7 +373,7 @@ CONTRASTS = """
 
 @needs_a_browser
 def test_a_drawing_can_be_stopped_and_wrong_addresses_are_text(browser, runtime, with_labels, tmp_path):
-    with serving(page_files(with_labels, "digits"), tmp_path) as address:
+    with serving(serve.page_files(with_labels, "digits"), tmp_path) as address:
         html = "%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E"
         query = f"/?steps=1000&count=1&label={html}&sampler={html}&seed=-1"
         with visiting(browser, runtime, address, query) as page:
@@ -393,7 +395,7 @@ def test_a_drawing_can_be_stopped_and_wrong_addresses_are_text(browser, runtime,
 
 @needs_a_browser
 def test_a_model_of_the_hub(browser, runtime, with_labels, without_labels, tmp_path):
-    with serving(page_files(without_labels, "digits"), tmp_path) as address:
+    with serving(serve.page_files(without_labels, "digits"), tmp_path) as address:
         query = "/?model=alice/digits@v2&steps=2"
         with visiting(browser, runtime, address, query, hub=with_labels) as page:
             finished(page)
@@ -435,7 +437,7 @@ CASES = [  # sampler, steps, guidance, start, changes to the scheduler's config
 def test_the_pages_sampler_draws_what_ours_draws(browser, runtime, with_labels, tmp_path):
     unet = UNet2DModel.from_pretrained(with_labels, subfolder="unet").eval()
     labels = torch.tensor([7, 0])
-    files = page_files(with_labels, "digits") | {"blank.html": b"<!doctype html><link rel=icon href=data:,>"}
+    files = serve.page_files(with_labels, "digits") | {"blank.html": b"<!doctype html><link rel=icon href=data:,>"}
     with serving(files, tmp_path) as address, visiting(browser, runtime, address, "/blank.html") as page:
         for name, steps, scale, start, change in CASES:
             scheduler = DDPMScheduler(**change)
@@ -457,7 +459,7 @@ def test_the_pages_sampler_draws_what_ours_draws(browser, runtime, with_labels, 
 
 @needs_a_browser
 def test_noise_how_sure_and_what_is_written(browser, runtime, with_labels, tmp_path):
-    files = {**page_files(with_labels, "digits"), "blank.html": b"<!doctype html><link rel=icon href=data:,>"}
+    files = {**serve.page_files(with_labels, "digits"), "blank.html": b"<!doctype html><link rel=icon href=data:,>"}
     with serving(files, tmp_path) as address, visiting(browser, runtime, address, "/blank.html") as page:
         draw_noise = "async ([seed, numbers]) => [...(await import('./sampler.js')).noiseSource(seed, numbers, 5000)()]"
         noise = np.array(page.evaluate(draw_noise, [3, [0, 1, 2]])).reshape(3, 5000)
@@ -497,7 +499,7 @@ def test_serve_exports_and_serves_the_page_on_this_machine_alone(with_labels, tm
     (folder / "secret").write_text("not to be served")
     command = [ROOT / "demo/serve.py", "--model", folder, "--port", "0", "--no_browser"]
     with running(*command, cwd=tmp_path) as address:
-        for path, content in page_files(folder, "digits").items():
+        for path, content in serve.page_files(folder, "digits").items():
             with urlopen(address + path) as answer:
                 assert answer.read() == content, path
         with urlopen(address) as answer:
@@ -508,9 +510,39 @@ def test_serve_exports_and_serves_the_page_on_this_machine_alone(with_labels, tm
                 urlopen(address + path)
 
 
-def test_a_folder_that_is_no_model_is_one_line(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("serve", ROOT / "demo/serve.py")
-    serve = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(serve)
-    assert in_process(serve.main, "--model", tmp_path) == 2
-    assert f"error: --model {tmp_path}: holds no model_index.json" in capsys.readouterr().err
+@needs_onnx
+def test_a_space_holds_all_it_needs(with_labels, tmp_path, capsys):
+    space = tmp_path / "space"
+    for _ in range(2):  # again, over the first
+        options = ["--model", with_labels, "--space_dir", space, "--hub_model_id", "alice/digits"]
+        assert in_process(serve.main, *options) == 0
+    files = {path.relative_to(space).as_posix(): path.read_bytes() for path in space.rglob("*") if path.is_file()}
+    assert files.keys() == {"README.md", "model.txt", *serve.PAGE, *(f"model/{name}" for name in serve.MODEL)}
+    assert files["model.txt"] == b"alice/digits\n"
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert front["sdk"] == "static" and front["models"] == ["alice/digits"] and len(front["short_description"]) <= 60
+    assert b"https://huggingface.co/alice/digits" in files["README.md"]
+    assert f"hf upload USER/NAME {space} . --type space" in capsys.readouterr().out
+
+
+def test_the_pages_modules_are_all_in_a_space():
+    """What one of them imports, and what index.html names, is there."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in serve.DEMO.iterdir() if path.suffix[1:] in KINDS}
+    assert set(texts) == set(serve.PAGE)
+    named = {name for text in texts.values() for name in re.findall(r'"(?:\./)?([\w-]+\.(?:js|css))"', text)}
+    assert named == set(texts) - {"index.html"}
+
+
+def test_what_cannot_be_shown_is_one_line(without_labels, tmp_path, capsys):
+    (tmp_path / "mine.txt").touch()
+    for options, message in (
+        (["--model", tmp_path], f"--model {tmp_path}: holds no model_index.json"),
+        (["--space_dir", tmp_path / "s"], "--hub_model_id: missing; write --hub_model_id USER/NAME"),
+        (
+            ["--space_dir", tmp_path, "--hub_model_id", "a/b"],
+            f"--space_dir {tmp_path}: holds other files; name another",
+        ),
+    ):
+        assert in_process(serve.main, "--model", without_labels, *options) == 2
+        assert f"error: {message}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -23,7 +24,6 @@ from ddpm_mnist.hub import push as push_module
 from ddpm_mnist.hub.card import write_card
 from ddpm_mnist.hub.push import PushConfig, files_to_push, push_model, upload, validate_model
 from ddpm_mnist.hub.repo import make_repo, read_token
-from ddpm_mnist.hub.space import PAGE
 from ddpm_mnist.images.dataset import load_data
 from ddpm_mnist.loading import load_model
 from ddpm_mnist.options import DataOptions
@@ -73,16 +73,10 @@ def hub_here(hub, monkeypatch, tmp_path) -> HubServer:
 
 @pytest.fixture
 def push(hub_here, monkeypatch, capfd):
-    """push(model, *args): push_to_hub.py in this process, without validating the model, and with a stand-in of its
-    export, which takes ten seconds: tests/test_demo.py has the real one."""
+    """push(model, *args): push_to_hub.py in this process, without validating the model."""
     import push_to_hub
 
-    def export(model_dir: Path) -> None:
-        (model_dir / "onnx").mkdir(exist_ok=True)
-        (model_dir / "onnx/model.onnx").write_bytes(b"as ONNX: " + weights_sha256(model_dir).encode())
-
     monkeypatch.setattr(push_module, "validate_model", lambda model_dir: None)
-    monkeypatch.setattr(push_module, "export_onnx", export)
 
     def run(model, *args, token: str | None = ALICE, repo: str = "alice/digits"):
         monkeypatch.setenv("HF_TOKEN", token or "")
@@ -281,13 +275,11 @@ def test_nothing_changed_makes_no_commit_and_a_change_makes_one(hub, push, model
 
 
 def test_private_makes_a_private_repo_and_refuses_a_public_one(hub, push, copy):
-    push(copy, "--private", "--space_id", "alice/watch")
-    assert hub.repo("alice/digits").private and hub.repo("alice/watch", "space").private
+    push(copy, "--private")
+    assert hub.repo("alice/digits").private
     hub.create("alice/open")
-    hub.create("alice/open", "space")
-    for options in ({"repo": "alice/open"}, {}):
-        done = push(copy, "--private", "--space_id", "alice/open", **options)
-        assert done.returncode == 2 and "--private: alice/open exists and is public" in done.stderr
+    done = push(copy, "--private", repo="alice/open")
+    assert done.returncode == 2 and "--private: alice/open exists and is public" in done.stderr
     assert set(hub.repo("alice/open").files()) == {".gitattributes"}
 
 
@@ -307,6 +299,13 @@ def test_dry_run_lists_and_sends_nothing(hub, push, model):
     listed = {line.split()[-1] for line in done.stdout.splitlines() if re.match(r" +[\d,]+  \S+$", line)}
     assert listed == EXPECTED_FILES - {".gitattributes"}
     assert hub.requests == [] and hub.repos == {}
+
+
+def test_an_export_to_onnx_goes_along(hub, push, copy):
+    (copy / "onnx").mkdir()
+    (copy / "onnx/model.onnx").write_bytes(b"the graph")
+    push(copy)
+    assert hub.repo("alice/digits").files()["onnx/model.onnx"] == b"the graph"
 
 
 def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, copy, tmp_path):
@@ -547,77 +546,16 @@ def test_a_token_file(hub_here, tmp_path, monkeypatch):
             read_token()
 
 
-# ---- the Space -----------------------------------------------------------------------------------------------------
-
-SPACE_FILES = {
-    *(".gitattributes", "README.md", "model.txt", "index.html", "page.css"),
-    *(f"{name}.js" for name in ("page", "film", "pad", "schedule", "worker", "model", "sampler")),
-    *("model/model_index.json", "model/unet/config.json", "model/scheduler/scheduler_config.json"),
-    "model/onnx/model.onnx",
-}
-
-
-def test_a_space_holds_all_it_needs_and_is_made_once(hub, push, copy, tmp_path):
-    said = push(copy, "--space_id", "alice/watch", "--license", "apache-2.0")
-    assert said.returncode == 0 and f"{hub.url}/spaces/alice/watch" in said.stdout
-    assert ALICE not in said.stdout + said.stderr
-    space, repo = hub.repo("alice/watch", "space"), hub.repo("alice/digits")
-    files = space.files()
-    assert set(files) == SPACE_FILES and files["model.txt"] == b"alice/digits\n"
-    assert files["model/onnx/model.onnx"] == repo.files()["onnx/model.onnx"]
-    front = front_matter(files["README.md"])
-    assert front["sdk"] == "static" and "app_file" not in front and front["license"] == "apache-2.0"
-    assert front["models"] == ["alice/digits"] and len(front["short_description"]) <= 60
-    assert b"https://huggingface.co/alice/digits" in files["README.md"]
-    assert b"https://huggingface.co/spaces/alice/watch" in repo.files()["README.md"]
-    for options in (["--space_id", "alice/watch", "--license", "apache-2.0"], ["--license", "apache-2.0"]):
-        push(copy, *options)  # the link stays, also without --space_id
-        assert len(space.branches["main"]) == 2 and len(repo.branches["main"]) == 2
-    push(copy, "--space_id", "alice/watch", "--license", "mit")
-    assert len(space.branches["main"]) == 3 and b"license: mit" in space.files()["README.md"]
-
-
-def test_the_pages_modules_are_all_in_a_space():
-    """What one of them imports, and what index.html names, is there."""
-    demo = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "demo").iterdir() if path.suffix != ".py"}
-    assert set(demo) == set(PAGE)
-    named = {name for text in demo.values() for name in re.findall(r'"(?:\./)?([\w-]+\.(?:js|css))"', text)}
-    assert named == set(demo) - {"index.html"}
-
-
-def test_the_model_is_pushed_as_onnx_if_asked_and_from_then_on(hub, push, copy):
-    push(copy)
-    assert "onnx/model.onnx" not in hub.repo("alice/digits").files()
-    push(copy, "--onnx")
-    exported = hub.repo("alice/digits").files()["onnx/model.onnx"]
-    (copy / "onnx/model.onnx").write_bytes(b"of older weights")
-    push(copy)
-    assert hub.repo("alice/digits").files()["onnx/model.onnx"] == exported
-
-
-def test_what_was_edited_in_a_space_stays_and_other_spaces_are_left_alone(hub, push, copy):
-    push(copy, "--space_id", "alice/watch")
-    space = hub.repo("alice/watch", "space")
-    mine = {"README.md": File(b"---\nsdk: static\n---\nmine", False), "extra.txt": File(b"mine", False)}
-    space.add("main", "edit on the website", dict(space.at("main").files) | mine)
-    assert "README.md of the Space alice/watch was edited" in push(copy, "--space_id", "alice/watch").stdout
-    assert space.files()["README.md"].endswith(b"mine") and space.files()["extra.txt"] == b"mine"
-    for app in ("app.py", "index.html", "Dockerfile"):
-        hub.create("alice/chess", "space", files={app: b"chess"})
-        done = push(copy, "--space_id", "alice/chess")
-        assert done.returncode == 2 and "--space_id alice/chess: is a Space of another app" in done.stderr
-        assert hub.repo("alice/chess", "space").files()[app] == b"chess"
-
-
-def test_a_space_that_cannot_be_is_one_line(hub, push, copy):
-    for options, message in (
-        (["bob/watch"], "--space_id bob/watch: 403"),
-        (["watch"], "--space_id watch; write --space_id USER/NAME"),
-        (["alice/watch", "--revision", "v2"], "--space_id alice/watch: a Space shows the model's main branch"),
-    ):
-        done = push(copy, "--space_id", *options)
-        assert done.returncode == 2 and f"error: {message}" in done.stderr and "Traceback" not in done.stderr
-    said = push(copy, "--space_id", "alice/watch", "--dry_run").stdout
-    for part in ("sampler.js", "model/onnx/model.onnx", "the Space alice/watch", "Nothing was sent"):
-        assert part in said
-    assert not [repo for repo in hub.repos if repo[0] == "space"]
+def test_a_space_is_made_by_the_commands_in_the_docs(hub, tmp_path):
+    """The folder that demo/serve.py writes: tests/test_demo.py."""
+    (tmp_path / "my-space").mkdir()
+    (tmp_path / "my-space/README.md").write_text("---\nsdk: static\n---\n# A page\n", encoding="utf-8")
+    commands = re.findall(r"^    (hf .*)", (ROOT / "docs/running.md").read_text(encoding="utf-8"), re.MULTILINE)
+    commands = [command for command in commands if "space" in command]
+    assert len(commands) == 2
+    for command in commands:
+        words = command.replace("USER/", "alice/").split()
+        env = os.environ | client(hub, tmp_path / "home", ALICE)
+        done = subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], cwd=tmp_path, env=env, text=True)
+        assert done.returncode == 0
+    assert b"# A page" in hub.repo("alice/my-space", "space").files()["README.md"]

@@ -1,1 +1,1 @@
-"""Sharing a trained model on the Hugging Face Hub: its card, the push, a Space."""
+"""Sharing a trained model on the Hugging Face Hub: its card and the push."""

@@ -13,7 +13,6 @@ from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, read_me
 TEMPLATE = Path(__file__).with_name("card_template.md")
 NOTEBOOK = Path(__file__).with_name("notebook_template.ipynb")
 REPOSITORY = ""  # the address of this repository, which cards then link to
-SPACE_ID = ".space_id"  # file in the model's folder: the Space that shows it
 MARK = "\n<!-- written by ddpm-mnist; edit it and it stays as you leave it: "
 CURVES = {  # key in metrics.jsonl -> its label in loss_curve.png
     "loss": "training",
@@ -91,7 +90,6 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
         held_out_loss=None if loss is None else round(loss, 6),
         evaluated=evaluated,
         evaluation_table=read_text(model_dir / "evaluation.md"),
-        space_id=read_text(model_dir / SPACE_ID).strip(),
         grid=bool(grids),
         trajectory=(model_dir / "trajectory.png").is_file(),
     )

@@ -1,6 +1,5 @@
 """Pushing a trained model to the Hub, in one commit, after checks."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -13,18 +12,15 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..errors import ConfigError, file_problem
 from ..options import opt, read_yaml
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, weights_sha256, without_paths
-from .card import SPACE_ID, read_text, usage, write_card
-from .onnx import ONNX_FILE, export_onnx
+from ..record import CONFIG_FILE, METRICS_FILE, ONNX_FILE, RESULTS_FILE, read_json, weights_sha256, without_paths
+from .card import usage, write_card, written_by_hand
 from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_token
-from .space import check_space, open_space, space_files, upload_space
 
 FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb", ONNX_FILE)
 FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE)
 EVALUATION = ("evaluation.json", "evaluation_*.png")
 OUR_PIPELINE = Path(__file__).parents[1] / "pipeline.py"
-PUSHED_CARD = ".pushed_card"  # hash of the card that was pushed last
 
 # Runs in a fresh process without this repo: does stock diffusers load the folder and draw from it?
 STOCK_SAMPLE = """
@@ -45,8 +41,6 @@ class PushConfig:
 
     hub_model_id: str = opt("", "The repo: USER/NAME. Needed.")
     model_dir: str = opt("ddpm-mnist", "The output_dir of a finished training run.", path=True)
-    space_id: str | None = opt(None, "Also a Space that shows the model, by the page in demo/: USER/NAME.")
-    onnx: bool = opt(False, "Also push the U-Net as ONNX, for browsers and other runtimes; a Space does it too.")
     private: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
     commit_message: str = opt("Upload DDPM", "Message of the commit.")
@@ -63,25 +57,19 @@ def push_model(config: PushConfig) -> None:
     check_push(config)
     api = None if config.dry_run else HfApi(token=read_token())
     validate_model(model_dir)
-    # again where it was exported before: that may be of older weights
-    if config.onnx or config.space_id is not None or (model_dir / ONNX_FILE).is_file():
-        export_onnx(model_dir)
-    card_stays = api is not None and open_repos(api, config)
+    if api is not None:
+        make_repo(api, repo_id, config.private, config.revision)
     write_card(model_dir, repo_id, config.license, config.revision)
     files = files_to_push(model_dir)
-    if card_stays:
+    ours = not written_by_hand(files["README.md"].decode("utf-8", errors="replace"))
+    if api is not None and ours and edited_on_the_hub(api, repo_id, config.revision):
         del files["README.md"]
         print(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
     list_files(files, repo_id)
-    space = space_files(model_dir, repo_id, config.license) if config.space_id is not None else {}
-    if space:
-        list_files(space, f"the Space {config.space_id}")
     if api is None:
         print("Nothing was sent (--dry_run).")
         return
     address = upload(api, config, files)
-    if space:
-        print(f"\n{upload_space(api, config.space_id, space)}")
     print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), config.revision)}")
 
 
@@ -89,20 +77,8 @@ def check_push(config: PushConfig) -> None:
     """ConfigError: an option cannot be right, or the card cannot be written."""
     folder = Path(config.model_dir)
     check_repo_id(config.hub_model_id)
-    if config.space_id is not None:
-        check_space(config.space_id, config.revision in (None, "main"))
     if problem := file_problem(folder / "README.md"):
         raise ConfigError(f"--model_dir {folder}: {problem}")
-
-
-def open_repos(api: HfApi, config: PushConfig) -> bool:
-    """Create the repo and the Space, unless they exist; returns whether the card on the Hub must stay."""
-    model_dir = Path(config.model_dir)
-    make_repo(api, config.hub_model_id, config.private, config.revision)
-    if config.space_id is not None:
-        open_space(api, config.space_id, config.private)
-        (model_dir / SPACE_ID).write_text(config.space_id + "\n", encoding="utf-8")
-    return edited_on_the_hub(api, config.hub_model_id, config.revision, read_text(model_dir / PUSHED_CARD).strip())
 
 
 def validate_model(model_dir: Path) -> None:
@@ -159,7 +135,4 @@ def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
         commit = api.create_commit(
             config.hub_model_id, operations, commit_message=config.commit_message, revision=config.revision
         )
-    if "README.md" in files:
-        pushed = hashlib.sha256(files["README.md"]).hexdigest()
-        Path(config.model_dir, PUSHED_CARD).write_text(pushed + "\n", encoding="utf-8")
     return commit.commit_url

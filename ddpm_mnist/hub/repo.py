@@ -1,6 +1,5 @@
 """A repo on the Hub: the token, making the repo, and errors in one line for the user."""
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import ConfigError
 from ..offline import explain
 from .card import written_by_hand
-
-OPTIONS = {"model": "--hub_model_id", "space": "--space_id"}  # the option that names a repo of this type
 
 
 def read_token() -> str:
@@ -30,54 +27,42 @@ def read_token() -> str:
     return token
 
 
-def check_repo_id(repo_id: str | None, option: str = "--hub_model_id") -> None:
+def check_repo_id(repo_id: str | None) -> None:
     """ConfigError: it is missing, or not USER/NAME."""
     if not repo_id or "/" not in repo_id:
-        raise ConfigError(f"{option}{f' {repo_id}' if repo_id else ': missing'}; write {option} USER/NAME")
-    with hub_errors(repo_id, option):
+        raise ConfigError(f"--hub_model_id{f' {repo_id}' if repo_id else ': missing'}; write --hub_model_id USER/NAME")
+    with hub_errors(repo_id):
         validate_repo_id(repo_id)
 
 
 @contextmanager
-def hub_errors(repo_id: str, option: str = "--hub_model_id") -> Iterator[None]:
+def hub_errors(repo_id: str) -> Iterator[None]:
     """Whatever the Hub's client raises while the context lasts becomes a ConfigError of one line."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:  # of the client, its network library and its threads
-        raise ConfigError(f"{option} {repo_id}: {explain(error)}") from error
+        raise ConfigError(f"--hub_model_id {repo_id}: {explain(error)}") from error
 
 
-def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = None, repo_type: str = "model") -> None:
+def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = None) -> None:
     """Create the repo, and the branch, unless they exist. ConfigError: see `explain`; or it is not `private`."""
-    option, sdk = OPTIONS[repo_type], "static" if repo_type == "space" else None
-    with hub_errors(repo_id, option):
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
-        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+    with hub_errors(repo_id):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
             raise ConfigError(
                 f"--private: {repo_id} exists and is public, and nothing was uploaded; make it private in its settings "
-                f"on the website, or use another {option}"
+                "on the website, or use another --hub_model_id"
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
-def edited_on_the_hub(
-    api: HfApi, repo_id: str, revision: str | None = None, last_pushed: str | None = None, repo_type: str = "model"
-) -> bool:
-    """True if a person wrote or edited README.md on the Hub: it is not ours, nor has the hash `last_pushed`."""
-    card = read_file(api, repo_id, "README.md", revision, repo_type)
-    if card is None:
-        return False
-    by_hand = written_by_hand(card.decode("utf-8", errors="replace"))
-    return by_hand and hashlib.sha256(card).hexdigest() != last_pushed
-
-
-def read_file(api: HfApi, repo_id: str, path: str, revision: str | None, repo_type: str) -> bytes | None:
-    """The content of a file on the Hub; None without one."""
-    where = {"revision": revision, "repo_type": repo_type}
-    with hub_errors(repo_id, OPTIONS[repo_type]), tempfile.TemporaryDirectory() as folder:
-        if not api.file_exists(repo_id, path, **where):
-            return None
-        return Path(api.hf_hub_download(repo_id, path, local_dir=folder, **where)).read_bytes()
+def edited_on_the_hub(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    """True if a person wrote or edited README.md on the Hub."""
+    with hub_errors(repo_id), tempfile.TemporaryDirectory() as folder:
+        if not api.file_exists(repo_id, "README.md", revision=revision):
+            return False
+        card = Path(api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)).read_bytes()
+    return written_by_hand(card.decode("utf-8", errors="replace"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
-from ..record import METRICS_FILE, RESULTS_FILE, read_metrics, weights_sha256, write_json
+from ..record import METRICS_FILE, ONNX_FILE, RESULTS_FILE, read_metrics, weights_sha256, write_json
 from ..sampling import grid, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
@@ -61,11 +61,12 @@ def export_pipeline(
     The weights are loaded into the stock classes first, strictly by name and shape, so that the folder names nothing of
     this repo and is known to load with stock diffusers.
 
-    `weights`, such as their average, replace the U-Net's own. Other files in the folder stay.
+    `weights`, such as their average, replace the U-Net's own. An earlier export to ONNX is deleted; other files stay.
     """
     ours = Path(output_dir) / "pipeline.py"  # of a conditional model that was here
     if ours.is_file() and ours.read_bytes() == ClassConditionalDDPMPipeline._source:
         ours.unlink()
+    Path(output_dir, ONNX_FILE).unlink(missing_ok=True)
     stock_unet = diffusers.UNet2DModel.from_config(unet.config)
     stock_unet.load_state_dict(unet.state_dict() if weights is None else weights, strict=True)
     stock_scheduler = diffusers.DDPMScheduler.from_config(scheduler.config)
@@ -108,7 +109,6 @@ def write_results(run: Run, seconds: float) -> None:
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "device_name": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",
-        "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
         "python": platform.python_version(),

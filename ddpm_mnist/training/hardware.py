@@ -54,12 +54,9 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def check_gpus() -> None:
-    """Check that this machine has a GPU for each process, or shows none. ConfigError: it has fewer.
-
-    On the CPU too: Accelerate's barrier names a GPU for each process there, and fails without that GPU.
-    """
-    processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
-    if gpus and processes.isdigit() and int(processes) > gpus:
+    """ConfigError: fewer GPUs than processes, but not none. Accelerate's barrier takes one of each, on the CPU too."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if 0 < gpus < processes:
         advice = f"start {gpus}, or, for processes on the CPU, set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"
         raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {advice}")
 

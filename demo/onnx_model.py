@@ -1,12 +1,11 @@
-"""The U-Net as ONNX, for browsers and other runtimes: what the page in `demo/` runs."""
+"""The U-Net as ONNX, for browsers and other runtimes: what the page in this folder runs."""
 
 import logging
 import warnings
 from pathlib import Path
 
-from ..errors import ConfigError
-
-ONNX_FILE = "onnx/model.onnx"
+from ddpm_mnist.errors import ConfigError
+from ddpm_mnist.record import ONNX_FILE
 
 
 def export_onnx(model_dir: Path) -> Path:
