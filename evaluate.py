@@ -38,13 +38,13 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
 
     ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
     """
-    folder = record_of(peek(arguments, "model").model)
+    folder = record_of(peek(arguments, "model"))
     file, results = folder / CONFIG_FILE, read_json(folder / RESULTS_FILE)
     values = read_yaml("--model", file) if file.is_file() else {}
     values = {name: values[name] for name in FROM_THE_MODEL if name in values}
     config = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
     local, name = results.get("dataset_is_local", False), config.dataset_name
-    if local and name and name == values.get("dataset_name") and not Path(name).exists():
+    if local and name == values.get("dataset_name") and not Path(name).exists():
         raise ConfigError(f"--dataset_name: the model was trained on {name}, which is not here; say where it is")
     return config
 

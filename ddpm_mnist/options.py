@@ -121,12 +121,11 @@ class Parser(HfArgumentParser):
         raise ConfigError(f"{option.split('/')[0]}: {problem}; see --help" if problem else f"{message}; see --help")
 
 
-def peek(arguments: list[str], *names: str) -> argparse.Namespace:
-    """The values of a few options, or None, ahead of the rest: a file that one names sets the defaults of others."""
+def peek(arguments: list[str], name: str) -> str | None:
+    """The value of an option, or None, ahead of the rest: a file that it names sets the defaults of others."""
     parser = Parser(add_help=False)
-    for name in names:
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
-    return parser.parse_known_args(arguments)[0]
+    parser.add_argument(f"--{name}")
+    return getattr(parser.parse_known_args(arguments)[0], name)
 
 
 def read_options(
@@ -264,8 +263,8 @@ def run_script(main: Callable[[list[str]], int]) -> int:
 class DataOptions:
     """Data"""
 
-    dataset_name: str | None = opt(
-        None, "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file. Default: ylecun/mnist.", path=True
+    dataset_name: str = opt(
+        "ylecun/mnist", "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file.", path=True
     )
     dataset_config_name: str | None = opt(None, "The dataset's configuration, if it has several.")
     image_column: str | None = opt(None, "Column of images. Default: the only one there is.")

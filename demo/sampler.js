@@ -18,8 +18,6 @@ function makeBetas({ num_train_timesteps: T, beta_start, beta_end, beta_schedule
       return linspace(beta_start, beta_end);
     case "scaled_linear":
       return linspace(Math.sqrt(beta_start), Math.sqrt(beta_end)).map((root) => root ** 2);
-    case "sigmoid":
-      return linspace(-6, 6).map((x) => beta_start + (beta_end - beta_start) / (1 + Math.exp(-x)));
     case "squaredcos_cap_v2": {
       const signal = (t) => Math.cos(((t / T + 0.008) / 1.008) * (Math.PI / 2)) ** 2;
       return linspace(0, T - 1).map((t) => Math.min(1 - signal(t + 1) / signal(t), 0.999));
@@ -30,7 +28,7 @@ function makeBetas({ num_train_timesteps: T, beta_start, beta_end, beta_schedule
 // What of a scheduler's config the functions below do not know, in words; null if they know all of it.
 export function unknownSetting(config) {
   const known = {
-    beta_schedule: ["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"],
+    beta_schedule: ["linear", "scaled_linear", "squaredcos_cap_v2"],
     prediction_type: ["epsilon", "sample", "v_prediction"],
     variance_type: ["fixed_small", "fixed_large"],
     timestep_spacing: ["leading", "trailing", "linspace"],

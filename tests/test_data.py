@@ -26,9 +26,9 @@ STACK = np.stack([np.array(blob(i)) for i in range(20)])
 TEN = np.arange(20, dtype=np.uint8) % 10
 
 
-def load(name=None, classes=None, said=None, size=28, held_out=32, with_labels=False, **options) -> Data:
+def load(name, classes=None, said=None, size=28, held_out=32, with_labels=False, **options) -> Data:
     """As a run loads it; what it warns of goes into `said`."""
-    options = DataOptions(dataset_name=name and str(name), **options)
+    options = DataOptions(dataset_name=str(name), **options)
     warn = ([] if said is None else said).append
     return load_data(options, None, size, classes, held_out, warn, with_labels)
 
@@ -218,7 +218,8 @@ def test_columns_are_guessed_only_if_one_suits(tmp_path):
 
 def test_without_network_nothing_stands_in_for_mnist(tmp_path):
     started = time.monotonic()
-    for name in (None, "ylecun/mnist", "ylecun/mnist@main"):
+    assert DataOptions().dataset_name == "ylecun/mnist"
+    for name in ("ylecun/mnist", "ylecun/mnist@main"):
         with pytest.raises(ConfigError, match="--dataset_name ylecun/mnist.*: the Hub cannot be reached"):
             load(name, cache_dir=str(tmp_path))
     assert time.monotonic() - started < 60  # minutes of retries is the fault this guards against

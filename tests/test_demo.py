@@ -429,7 +429,7 @@ CASES = [  # sampler, steps, guidance, start, changes to the scheduler's config
     ("ddpm", 16, 1.5, None, {"num_train_timesteps": 16, "beta_end": 0.5, "variance_type": "fixed_large"}),
     ("ddim", 10, 1.5, None, {"prediction_type": "v_prediction"}),
     ("ddim", 12, 1.0, None, {"clip_sample": False, "beta_schedule": "scaled_linear"}),
-    ("ddim", 9, 2.0, 400, {"timestep_spacing": "linspace", "beta_schedule": "sigmoid", "clip_sample_range": 0.9}),
+    ("ddim", 9, 2.0, 400, {"timestep_spacing": "linspace", "clip_sample_range": 0.9}),
 ]
 
 

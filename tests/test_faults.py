@@ -20,7 +20,7 @@ import train_ddpm_mnist
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.record import read_metrics, sha256
 from ddpm_mnist.training import stop
-from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_state
+from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_checkpoint
 from ddpm_mnist.training.config import parse_args
 from ddpm_mnist.training.output_dir import check_output_dir, lock_output_dir
 from ddpm_mnist.training.run import prepare
@@ -287,7 +287,7 @@ def test_checkpoint_state_runs_no_code(tmp_path):
 
     torch.save({"run": {}, "step": Payload()}, tmp_path / "state.pt")
     with pytest.raises(ConfigError, match=f"--resume_from_checkpoint {tmp_path}: cannot be loaded"):
-        load_state(tmp_path, {})
+        load_checkpoint(tmp_path, {}, {})
     assert not (tmp_path / "executed").exists()
 
 

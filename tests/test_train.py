@@ -20,7 +20,7 @@ from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.images.batches import scale
 from ddpm_mnist.loss import prediction_target
 from ddpm_mnist.training import hardware
-from ddpm_mnist.training.checkpoint import load_state
+from ddpm_mnist.training.checkpoint import load_checkpoint
 from ddpm_mnist.training.config import parse_args
 from ddpm_mnist.training.run import prepare
 from ddpm_mnist.training.validation import noise_error_weights
@@ -75,7 +75,7 @@ def test_resume_is_exact(train, tmp_path, extra):
     assert same(weights(whole / "checkpoint-8/unet"), weights(parts / "checkpoint-8/unet"))
     for key in ("loss", "lr", "held_out_raw/loss"):
         assert metrics(whole, key) == metrics(parts, key), key
-    states = [load_state(folder / "checkpoint-8", {}) for folder in (whole, parts)]
+    states = [load_checkpoint(folder / "checkpoint-8", {}, {}) for folder in (whole, parts)]
     for moments in zip(*(state["optimizer"]["state"].values() for state in states)):
         assert same(*({k: torch.as_tensor(v) for k, v in moment.items()} for moment in moments))
 
@@ -145,18 +145,18 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
     def accelerator(**kwargs):
         made = original(**kwargs)
         AcceleratorState._shared_state["_mixed_precision"] = "fp16"
-        made.native_amp, made.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        made.native_amp, made.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
         return made
 
     monkeypatch.setattr(hardware, "Accelerator", accelerator)
-    steps = 30
-    options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer}
+    steps = 20
+    options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer, "validation_steps": 0}
     out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)
     skipped = metrics(out, "skipped")
     first = skipped[steps]  # the number of overflows, all at the start
     assert 0 < first < 25 and [skipped[s] for s in range(1, steps + 1)] == [min(s, first) for s in range(1, steps + 1)]
     assert sorted(metrics(out, "loss")) == list(range(int(first) + 1, steps + 1))  # those of the updates that were made
-    at = {step: load_state(out / f"checkpoint-{step}", {}) for step in range(1, steps + 1)}
+    at = {step: load_checkpoint(out / f"checkpoint-{step}", {}, {}) for step in range(1, steps + 1)}
     assert [int(at[s]["optimizer"]["state"][0]["step"]) for s in at] == [max(0, s - first) for s in at]
     assert same(weights(out / "checkpoint-1/unet"), weights(out / f"checkpoint-{int(first)}/unet"))
     assert not same(weights(out / "checkpoint-1/unet"), weights(out / f"checkpoint-{int(first) + 1}/unet"))

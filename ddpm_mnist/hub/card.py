@@ -65,7 +65,7 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
     evaluated = evaluated if evaluated.get("weights_sha256") == weights else {}  # else it measured other weights
     metrics = run["metrics"] if run["weights_sha256"] == weights else {}
     loss = metrics.get("held_out_ema/loss", metrics.get("held_out_raw/loss"))
-    samples = gallery(model_dir, classes)
+    samples, table = gallery(model_dir, classes), model_dir / "evaluation.md"
     grids = sorted((model_dir / "samples").glob("*.png"))
     if grids:
         (model_dir / "samples.png").write_bytes(grids[-1].read_bytes())
@@ -89,15 +89,10 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
         unet=read_json(model_dir / "unet" / "config.json"),
         held_out_loss=None if loss is None else round(loss, 6),
         evaluated=evaluated,
-        evaluation_table=read_text(model_dir / "evaluation.md"),
+        evaluation_table=table.read_text(encoding="utf-8") if evaluated and table.is_file() else "",
         grid=bool(grids),
         trajectory=(model_dir / "trajectory.png").is_file(),
     )
-
-
-def read_text(path: Path) -> str:
-    """The text of a file; empty without one."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def from_pretrained(repo_id: str, conditional: bool, revision: str | None) -> str:

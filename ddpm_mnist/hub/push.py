@@ -54,7 +54,9 @@ def push_model(config: PushConfig) -> None:
     ConfigError: an option cannot be right, the model does not load, or the Hub refuses something.
     """
     model_dir, repo_id = Path(config.model_dir), config.hub_model_id
-    check_push(config)
+    check_repo_id(repo_id)
+    if problem := file_problem(model_dir / "README.md"):
+        raise ConfigError(f"--model_dir {model_dir}: {problem}")
     api = None if config.dry_run else HfApi(token=read_token())
     validate_model(model_dir)
     if api is not None:
@@ -65,20 +67,14 @@ def push_model(config: PushConfig) -> None:
     if api is not None and ours and edited_on_the_hub(api, repo_id, config.revision):
         del files["README.md"]
         print(f"README.md of {repo_id} was edited on the Hub: it stays. To replace it, delete it there and push again.")
-    list_files(files, repo_id)
+    for path, content in files.items():
+        print(f"{len(content):>12,}  {path}")
+    print(f"{sum(map(len, files.values())):>12,}  bytes in {len(files)} files for {repo_id}")
     if api is None:
         print("Nothing was sent (--dry_run).")
         return
     address = upload(api, config, files)
     print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), config.revision)}")
-
-
-def check_push(config: PushConfig) -> None:
-    """ConfigError: an option cannot be right, or the card cannot be written."""
-    folder = Path(config.model_dir)
-    check_repo_id(config.hub_model_id)
-    if problem := file_problem(folder / "README.md"):
-        raise ConfigError(f"--model_dir {folder}: {problem}")
 
 
 def validate_model(model_dir: Path) -> None:
@@ -116,13 +112,6 @@ def files_to_push(model_dir: Path) -> dict[str, bytes]:
     local = read_json(model_dir / RESULTS_FILE).get("dataset_is_local", True)
     files[CONFIG_FILE] = yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()
     return files
-
-
-def list_files(files: dict[str, bytes], goal: str) -> None:
-    """Print what is uploaded where: a line for each file, and the sum."""
-    for path, content in files.items():
-        print(f"{len(content):>12,}  {path}")
-    print(f"{sum(map(len, files.values())):>12,}  bytes in {len(files)} files for {goal}")
 
 
 def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:

@@ -18,7 +18,6 @@ from ..randomness import seeded_generator
 from .batches import Images, memory_mapped
 from .decode import decode_column, has_colour, open_image
 
-DEFAULT_DATASET = "ylecun/mnist"
 DOCS = 'see "Other images" in docs/running.md'
 MOST_CLASSES = 100_000  # larger numbers identify something else
 LOOKED_AT = 256  # images that decide whether a set has colour
@@ -57,7 +56,7 @@ def load_data(
     `with_labels`. What cannot be loaded or used is a ConfigError that says what to do.
     """
     with_labels = with_labels or num_classes is not None
-    named = options.dataset_name or DEFAULT_DATASET
+    named = options.dataset_name
     option, local = f"--dataset_name {named}", Path(named).exists()
     folder = Path(named) if local else hub_folder("--dataset_name", named, "dataset")
     name = folder.resolve().name if local else named.partition("@")[0]  # a path is nobody else's business

@@ -146,32 +146,29 @@ def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | No
     return None
 
 
-def load_state(checkpoint: Path, run: dict) -> dict:
-    """The `state` of `save_checkpoint`, on the CPU.
+@torch.no_grad()
+def load_checkpoint(checkpoint: Path, run: dict, weights: dict[str, dict[str, Tensor]]) -> dict:
+    """Fill the tensors of `weights`, and return the `state`, on the CPU; both as in `save_checkpoint`.
 
     Args:
         run: the identity of the run that resumes, which must equal the checkpoint's; {}: any.
 
     Raises:
-        ConfigError: an entry differs; the message names it and both values.
+        ConfigError: an entry differs; the message names it and both values. Or something cannot be loaded.
     """
-    with loading(f"--resume_from_checkpoint {checkpoint}", checkpoint):  # weights_only: it runs no code of the file
+    option = f"--resume_from_checkpoint {checkpoint}"
+    with loading(option, checkpoint):  # weights_only: it runs no code of the file
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         saved, now, _ = flat(state["run"]), flat(run), int(state["step"])
     for name in now | saved if run else {}:
         if saved.get(name) != now.get(name):
             raise ConfigError(
-                f"--resume_from_checkpoint {checkpoint}: it was trained with {name} = {saved.get(name)}, this run has "
-                f"{now.get(name)}; give the same, or start anew in another --output_dir"
+                f"{option}: it was trained with {name} = {saved.get(name)}, this run has {now.get(name)}; give the "
+                "same, or start anew in another --output_dir"
             )
-    return state
-
-
-@torch.no_grad()
-def load_weights(checkpoint: Path, weights: dict[str, dict[str, Tensor]]) -> None:
-    """Fill the tensors of `weights`, as in `save_checkpoint`, from a checkpoint. ConfigError: they do not fit."""
-    with loading(f"--resume_from_checkpoint {checkpoint}", checkpoint):
-        for name, state_dict in weights.items():
+    with loading(option, checkpoint):
+        for name, tensors in weights.items():
             saved = load_file(checkpoint / name / SAFETENSORS_WEIGHTS_NAME)
-            for key, tensor in state_dict.items():
+            for key, tensor in tensors.items():
                 tensor.copy_(saved[key])
+    return state

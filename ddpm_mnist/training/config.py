@@ -185,7 +185,7 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
         """The settings of the run, without those of one launch only, and with the absolute path of a local dataset."""
         saved = {option.name for option in fields(self) if option.metadata.get("saved", True)}
         settings = {k: v for k, v in asdict(self).items() if k in saved}
-        if self.dataset_name is not None and Path(self.dataset_name).exists():  # else it is the Hub's name
+        if Path(self.dataset_name).exists():  # else it is the Hub's name
             settings["dataset_name"] = str(Path(self.dataset_name).absolute())
         return settings
 
@@ -200,7 +200,7 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     ConfigError: an unknown key or option, a value of the wrong type or out of range.
     """
     given, arguments = section_options(arguments)
-    path = peek(arguments, "config").config
+    path = peek(arguments, "config")
     file = Path(path).expanduser() if path else None
     values = read_yaml("--config", file) if file else {}
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}

@@ -23,10 +23,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """
     for name in UNSUPPORTED:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
-            raise ConfigError(
-                f"ACCELERATE_USE_{name}: the script trains with plain data parallelism; unset it, or launch with a "
-                "config that does not turn it on"
-            )
+            raise ConfigError(f"ACCELERATE_USE_{name}: this script knows plain data parallelism only; unset it")
     check_gpus()
     precision, why = resolve_mixed_precision(config.mixed_precision)
     try:

@@ -77,8 +77,7 @@ class MetricsLog:
 
 def published_settings(config: TrainConfig) -> dict[str, int | float | str]:
     """The settings as trackers take them: without paths and sections, and as numbers or text."""
-    local = config.dataset_name is not None and Path(config.dataset_name).exists()
-    settings = flat(without_paths(config.saved(), local))
+    settings = flat(without_paths(config.saved(), local=Path(config.dataset_name).exists()))
     return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in settings.items()}
 
 

@@ -22,7 +22,7 @@ from ..loading import Model
 from ..pipeline import count_classes
 from .batches import micro_batches
 from .build import build, check_models
-from .checkpoint import load_state, load_weights, remove, save_checkpoint
+from .checkpoint import load_checkpoint, remove, save_checkpoint
 from .config import TrainConfig
 from .hardware import start_accelerator
 from .log import MetricsLog
@@ -212,8 +212,7 @@ class Run:
 
     def load(self) -> None:
         """Resume from `checkpoint`. ConfigError: it is of another run."""
-        state = load_state(self.checkpoint, self.identity)
-        load_weights(self.checkpoint, self.weights)
+        state = load_checkpoint(self.checkpoint, self.identity, self.weights)
         for name, part in self.state.items():
             part.load_state_dict(state[name])
         if self.ema is not None:
