@@ -1,7 +1,6 @@
 """The end of a run: the pipeline folder, its pictures and results, and the push."""
 
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -111,6 +110,5 @@ def write_results(run: Run, seconds: float) -> None:
         "device_name": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
-        "python": platform.python_version(),
     }
     write_json(run.output_dir / RESULTS_FILE, results)

@@ -59,9 +59,8 @@ def check_gpus() -> None:
 
 
 def use_hardware(accelerator: Accelerator) -> None:
-    """Use all cores that a launcher withheld; on a GPU, TF32 and deterministic convolutions.
-
-    Without deterministic convolutions, a float32 run on an H100 was not repeatable, nor its resumption exact.
+    """Use all cores that a launcher withheld; on a GPU, TF32 and deterministic convolutions, without which a float32
+    run on an H100 was not repeatable, nor its resumption exact.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless the user sets it, which halves the speed of two cores
     and wastes seven of eight. A user's own value, without a launcher, is obeyed.
