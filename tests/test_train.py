@@ -86,7 +86,8 @@ def test_resume_is_exact(train, tmp_path, extra):
 def test_accelerate_launch(dataset_dir, tmp_path):
     """--cpu --num_processes 2 starts one process, which trains, in the precision that accelerate was told."""
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    args = smoke_args(dataset_dir, tmp_path / "run", max_train_steps=2, mixed_precision="auto")
+    options = {"max_train_steps": 2, "validation_steps": 0, "mixed_precision": "auto"}
+    args = smoke_args(dataset_dir, tmp_path / "run", **options)
     done = python(*launch, "--mixed_precision", "bf16", "train_ddpm_mnist.py", *args)
     assert done.returncode == 0, done.stderr
     assert "mixed precision bf16" in done.stdout
@@ -317,13 +318,13 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise():
 
 
 def test_a_compiled_run_compiles_once_and_has_the_same_loss_and_names(dataset_dir, tmp_path, train):
-    args = smoke_args(dataset_dir, tmp_path / "compiled", logging_steps=1)
+    args = smoke_args(dataset_dir, tmp_path / "compiled", logging_steps=1, validation_steps=0)
     logs = {"TORCH_LOGS": "recompiles,graph_breaks,graph_code", "ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER"}
     done = python("train_ddpm_mnist.py", *args, **logs)
     assert done.returncode == 0, done.stderr
     assert "__graph_code" in done.stderr  # it was compiled
     assert "Recompiling" not in done.stderr and "Graph break" not in done.stderr
-    eager = train("eager", logging_steps=1)
+    eager = train("eager", logging_steps=1, validation_steps=0)
     assert metrics(tmp_path / "compiled", "loss") == pytest.approx(metrics(eager, "loss"), rel=1e-3)
     for name in ("unet", "checkpoint-8/unet", "checkpoint-8/unet_ema"):
         assert weights(tmp_path / "compiled" / name).keys() == weights(eager / name).keys()
