@@ -1,5 +1,6 @@
 """From a dataset to batches: what is read, held out, labelled and refused; the order of the images; no network."""
 
+import io
 import os
 import re
 import shutil
@@ -271,10 +272,11 @@ def test_the_conversion_in_the_docs_works(tmp_path, monkeypatch):
     assert len(data.train) == 19 and sum(np.array_equal(image[0], STACK[1]) for image in data.train.images) >= 1
 
 
+np.savez(KERAS := io.BytesIO(), x_train=STACK, y_train=TEN)
 READ, JUNK = "cannot be loaded .*running.md", b"garbage"
 BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its bytes or images, what is said)
     "garbage for a parquet": ("a.parquet", JUNK, READ),
-    "arrays": ("a.npz", JUNK, READ),
+    "arrays of Keras": ("a.npz", KERAS.getvalue(), READ),
     "the files of MNIST's page": ("set/train-images-idx3-ubyte", JUNK, "running.md"),
     "the same, compressed": ("set/train-images-idx3-ubyte.gz", JUNK, "running.md"),
     "zeros and ones": ("a.parquet", STACK // 255, "the pixels lie between 0 and 1; scale them"),

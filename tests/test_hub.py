@@ -306,6 +306,9 @@ def test_an_export_to_onnx_goes_along(hub, push, copy):
     (copy / "onnx/model.onnx").write_bytes(b"the graph")
     push(copy)
     assert hub.repo("alice/digits").files()["onnx/model.onnx"] == b"the graph"
+    (copy / "onnx/model.onnx").unlink()  # as the end of the next run does
+    push(copy)
+    assert "onnx/model.onnx" not in hub.repo("alice/digits").files()
 
 
 def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, copy, tmp_path):

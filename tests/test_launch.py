@@ -1,4 +1,4 @@
-"""What a launcher or the environment does to a run; a run as a function; starting from another model."""
+"""What a launcher or the environment does to a run; a run as a function."""
 
 import signal
 import threading

@@ -300,6 +300,8 @@ def test_the_first_grid_comes_at_update_100_and_the_last_line_says_what_to_do_ne
 def test_one_thread_is_overruled_only_if_a_launcher_set_it(monkeypatch, launcher, threads):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())  # other tests keep their kernels
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace())
     for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"OMP_NUM_THREADS": "1", **launcher}.items():

@@ -4,7 +4,7 @@
 
 Compares models in seconds, without sampling; with the same images and noise for all. The rows are log SNRs and not
 timesteps, so that models with different schedules and targets can be compared. At log SNR -2 the digit is being
-decided: that error correlates best with the Fréchet distance of samples (README.md in this folder).
+decided: the whole error there, both columns, correlates best with the Fréchet distance (README.md in this folder).
 
 On x_t made from training images, no output is better than the mean of the training images, weighted by how probable
 each is given x_t (Xu et al. 2023, https://arxiv.org/abs/2302.00670, eq. 5). Where x_t shows which image it came from,
@@ -89,6 +89,7 @@ def plot(errors: dict[str, list[dict[str, float]]], path: str) -> None:
     axes = figure.add_subplot(xlabel="log SNR", ylabel="squared error of x_0", title="mostly noise on the left")
     for name, rows in errors.items():
         axes.semilogy(LOG_SNRS, [row["above"] for row in rows], marker=".", label=f"{name}, above the least possible")
+    rows = next(iter(errors.values()))  # the same for all models of the same images and classes
     axes.semilogy(LOG_SNRS, [row["least"] for row in rows], marker=".", label="least possible")
     axes.legend()
     figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -114,7 +114,7 @@ def metrics_of(
     }
     if images.labels is not None:
         values["read_as_asked"] = share_and_ci(classes == images.labels)
-    values["nearest_ratio"] = ratio_of_medians(distances), jackknife(ratio_of_medians, distances)[1]
+    values["nearest_ratio"] = ratio_of_medians(distances), jackknife(ratio_of_medians, distances, block=block)[1]
     return values
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import ConfigError, file_problem
 from ..options import opt, read_yaml
@@ -115,12 +115,12 @@ def files_to_push(model_dir: Path) -> dict[str, bytes]:
 
 
 def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
-    """Upload the files in one commit; returns its address, or that of the newest commit if nothing has changed.
-
-    Can be interrupted anywhere and run again: uploaded files are kept by their hash, and the commit is all or nothing.
-    """
+    """Upload the files in one commit, all or nothing; returns its address, or that of the newest commit if nothing has
+    changed. Can be interrupted anywhere and run again."""
     with hub_errors(config.hub_model_id):
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+        if ONNX_FILE not in files and api.file_exists(config.hub_model_id, ONNX_FILE, revision=config.revision):
+            operations.append(CommitOperationDelete(ONNX_FILE))  # of older weights
         commit = api.create_commit(
             config.hub_model_id, operations, commit_message=config.commit_message, revision=config.revision
         )

@@ -52,8 +52,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
 def check_gpus() -> None:
     """ConfigError: fewer GPUs than processes, but not none. Accelerate's barrier takes one of each, on the CPU too."""
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if 0 < gpus < processes:
+    processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
+    if processes.isdigit() and 0 < gpus < int(processes):
         advice = f"start {gpus}, or, for processes on the CPU, set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"
         raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {advice}")
 
