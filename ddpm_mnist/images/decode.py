@@ -88,7 +88,7 @@ def decode_column(images: datasets.Dataset, num_proc: int, cache_dir: str | None
         cache_file_name=str(cache / f"pixels-{key}.arrow"),
         desc="decoding the images (once)",
     )
-    shapes = sorted(set(rows["shape"]))
+    shapes = sorted(rows.unique("shape"))
     if not how["center_crop"] and (len(shapes) > 1 or len(set(shapes[0].split("x"))) > 1):
         problem = f"images of {shorten(shapes, 3)} are not squares of one size"
         raise ConfigError(f"--dataset_name: {problem}; --center_crop takes the square in the middle of each")
