@@ -2,9 +2,9 @@
 
     python evaluate.py --model ddpm-mnist
 
-Beside each value is that of real images in place of the samples. The features come from a small
-classifier that is trained here on the same data. push_to_hub.py puts the results in the model's folder
-(evaluation.json, evaluation.md, two pictures) into the model card.
+Beside each value is that of real images in place of the samples. The features come from a small classifier that is
+trained here on the same data. The results are written into the model's folder (evaluation.json, evaluation.md, two
+pictures); push_to_hub.py adds them to the model card.
 """
 
 import sys
@@ -34,7 +34,7 @@ class EvaluateConfig(DataOptions, SampleOptions):
 
 
 def parse_args(arguments: list[str]) -> EvaluateConfig:
-    """The options; those of the images have the model's own as defaults, and nothing else comes from a model.
+    """Read the options. Those of the dataset default to what the model was trained with.
 
     ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
     """

@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> int:
                     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
                     model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
                     target = run.target(noisy_images, images, noise, timesteps, labels)  # in the paper: the noise
-                    loss = F.mse_loss(model_output.float(), target)  # L_simple, eq. 14
+                    loss = F.mse_loss(model_output, target)  # L_simple, eq. 14
                     accelerator.backward(loss)  # 5: take a gradient descent step
                     run.clip_gradients()
                     optimizer.step()

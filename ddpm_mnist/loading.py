@@ -41,24 +41,19 @@ class Model:
         return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     def num_steps(self, options: SampleOptions) -> int:
-        """How many steps the sampler takes.
-
-        ConfigError: more steps than the model has timesteps; or as many, which DPM-Solver cannot take; or guidance of a
-        model that was not trained for it.
-        """
+        """How many steps the sampler takes. ConfigError: it cannot take so many; guidance of a model without it."""
         name, steps, T = options.scheduler, options.num_inference_steps, len(self.scheduler)
         for guidance in ("guidance_scale", "guidance_min_log_snr") if self.null_class_label is None else ():
             value = getattr(options, guidance)
             if value not in (1, getattr(SampleOptions, guidance)):
                 raise ConfigError(f"--{guidance} {value}: this model was trained without dropped labels; omit it")
-        if steps is not None and steps > T:
-            raise ConfigError(f"--num_inference_steps {steps}: the model has {T} timesteps")
-        if name == "dpmsolver" and (steps or 1) == T:
-            raise ConfigError(f"--num_inference_steps {T}: dpmsolver takes at most {T - 1}; 20 are enough")
-        return steps or min(DEFAULT_STEPS[name], T)
+        most = T - 1 if name == "dpmsolver" else T
+        if (steps or 1) > most:
+            raise ConfigError(f"--num_inference_steps {steps or 1}: {name} takes at most {most} of the {T} timesteps")
+        return steps or min(DEFAULT_STEPS[name], most)
 
     def key(self, options: SampleOptions, class_label: int | None = None) -> str:
-        """A short text that differs if the images of a seed do: by the weights, the noise schedule or an option."""
+        """A short hash of what decides the images of a seed: the weights, the noise schedule and the options."""
         names = ("scheduler", "guidance_scale", "guidance_min_log_snr", "mixed_precision", "seed")
         settings = {name: getattr(options, name) for name in names}
         settings |= {"steps": self.num_steps(options), "class": class_label}

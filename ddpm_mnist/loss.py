@@ -76,15 +76,13 @@ def posterior_mean(
         unchanged: there x_t nearly always shows which image it came from.
     """
     alpha_prod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps][:, None]
-    x_t = noisy_images.flatten(1)
-    candidates = torch.cat([references, images]).flatten(1)  # [N + B, C * H * W]
-    itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
-    if same_class is None:
-        same_class = itself.new_ones(len(images), len(references))
-
+    x_t, x_0, candidates = noisy_images.flatten(1), images.flatten(1), references.flatten(1)
     scores = log_likelihood(x_t, candidates, alpha_prod)
-    scores = scores.masked_fill(~torch.cat([same_class, itself], dim=1), -torch.inf)
-    mean_image = scores.softmax(dim=1) @ candidates
+    if same_class is not None:
+        scores = scores.masked_fill(~same_class, -torch.inf)
+    of_itself = log_likelihood(x_t, x_0, alpha_prod).diag()[:, None]
+    weights = torch.cat([scores, of_itself], dim=1).softmax(dim=1)
+    mean_image = weights[:, :-1] @ candidates + weights[:, -1:] * x_0
     mean_noise = (x_t - alpha_prod.sqrt() * mean_image) / (1 - alpha_prod).clamp(min=1e-12).sqrt()
 
     mostly_noise = (alpha_prod < 0.5)[:, :, None, None]

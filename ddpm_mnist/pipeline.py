@@ -119,7 +119,7 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     """The scheduler with its timesteps set; a copy with other spacing where "leading" would start too far from T.
 
     "leading" takes every (T // steps)-th timestep from 0 on (DPM-Solver: every (T // (steps + 1))-th): 501 steps of
-    1,000 end at t = 500, where 28% of the image is left, but sampling starts from pure noise.
+    1,000 are t = 500 ... 0, where x_500 still holds 28% of x_0, but sampling starts from pure noise.
     """
     T, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
     plain = not hasattr(scheduler, "sigmas") and not hasattr(scheduler, "prk_timesteps")  # DDPM, DDIM: no more entries

@@ -26,7 +26,7 @@ def make_sampler(name: str, config, num_inference_steps: int):
     `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (DDIM, Song et al. 2021,
     https://arxiv.org/abs/2010.02502, table 1). In fewer steps than timesteps, ddpm therefore takes `fixed_small`, and
     is then DDIM with eta 1. DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) takes its form with noise,
-    which draws better digits. ConfigError: it does not take this config.
+    which draws better digits. ConfigError: the scheduler refuses this config.
     """
     few = num_inference_steps < config.num_train_timesteps
     change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}

@@ -99,7 +99,7 @@ class HubServer:
     def __enter__(self) -> "HubServer":
         for server in self.servers:
             server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:

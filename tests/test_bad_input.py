@@ -339,10 +339,10 @@ def test_a_bad_file_is_one_line(tmp_path, text, part):
 
 
 def test_any_text_is_a_config_or_one_line(tmp_path):
-    """100 mutations of each config: characters replaced, dropped and doubled. Never another error."""
+    """30 mutations of each config: characters replaced, dropped and doubled. Never another error."""
     chance, valid = random.Random(0), 0
     for path in (ROOT / "configs").glob("*.yaml"):
-        for _ in range(100):
+        for _ in range(30):
             text = list(path.read_text(encoding="utf-8"))
             for _ in range(chance.randint(1, 5)):
                 place = chance.randrange(len(text))
@@ -352,4 +352,4 @@ def test_any_text_is_a_config_or_one_line(tmp_path):
                 valid += 1
             except ConfigError as error:
                 assert "\n" not in str(error) and len(str(error)) < 700, error
-    assert valid > 20
+    assert valid > 5

@@ -367,7 +367,7 @@ def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypa
 
 BAD_INPUT = {  # (options, part of the one line that is the answer)
     "learned variance": (["--model=learned"], "--bound_images: no bound of a learned variance"),
-    "steps": (["--num_inference_steps=1001"], "--num_inference_steps 1001: the model has 1000 timesteps"),
+    "steps": (["--num_inference_steps=1001"], "--num_inference_steps 1001: ddpm takes at most 1000"),
     "file as folder": (["--output_dir", ROOT / "README.md/out"], "README.md is a file; name a folder"),
     "one image": (["--bound_images=1"], "--bound_images 1: must be 2 or more"),
     "not a model": (["--model", ROOT / "configs"], "holds no model_index.json"),

@@ -3,9 +3,11 @@
 import functools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from tqdm.auto import tqdm
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.errors import LFS_POINTER, ConfigError
-from ddpm_mnist.loading import load_model
+from ddpm_mnist.loading import Model, load_model
 from ddpm_mnist.options import SampleOptions, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, denoise, guided, step_arguments, with_timesteps
 from ddpm_mnist.randomness import draw_rows, seeded_generator
@@ -33,16 +35,14 @@ from ddpm_mnist.training.export import export_pipeline
 
 SMALL = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
 SMALL |= {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-THREE_LINES = """
-from diffusers import DDPMPipeline
-pipe = DDPMPipeline.from_pretrained("MODEL")
-pipe(batch_size=4).images[0].save("digit.png")
-"""
 
 
-def test_three_lines_with_this_repo_absent(model, tmp_path):
-    check = "\nimport sys; assert not any(m.startswith('ddpm_mnist') for m in sys.modules)"
-    done = python("-c", THREE_LINES.replace("MODEL", str(model)) + check, cwd=tmp_path)
+def test_the_three_lines_of_the_readme_with_this_repo_absent(model, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(re.search(r"(?:    .*\n)*    pipe\(batch_size=4.*\n", readme)[0])
+    assert len(code.splitlines()) == 3
+    check = "import sys; assert not any(m.startswith('ddpm_mnist') for m in sys.modules)"
+    done = python("-c", code.replace('"ddpm-mnist"', repr(str(model))) + check, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     image = Image.open(tmp_path / "digit.png")
     assert image.size == (28, 28) and image.mode == "L"
@@ -224,6 +224,14 @@ def test_every_sampler_has_the_betas_of_the_schedule(name, beta_schedule, tmp_pa
     others = diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler
     for cls in others:  # as a stranger does
         torch.testing.assert_close(cls.from_config(pipe.scheduler.config).betas, scheduler.betas, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("T", "steps"), [(2, 1), (20, 19), (1000, 20)])
+def test_dpmsolver_never_takes_all_timesteps(T, steps):
+    """Its last step would divide by 0."""
+    few, options = Model(UNet2DModel(**SMALL), DDPMScheduler(T), None), SampleOptions(scheduler="dpmsolver")
+    assert few.num_steps(options) == steps
+    assert all(step.prev_sample.isfinite().all() for _, step in few.draw(range(2), options))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver"])

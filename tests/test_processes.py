@@ -13,10 +13,9 @@ WARM_UP = {"lr_scheduler": "linear", "lr_warmup_steps": 4, "logging_steps": 1, "
 EXACT = {"logging_steps": 3, "checkpointing_steps": 4, "validation_steps": 0}
 
 
-def test_two_processes(train, dataset_dir, tmp_path, monkeypatch):
+def test_two_processes(train, dataset_dir, tmp_path):
     """1 x 16, 2 x 8 and 1 x 8 x 2: the same losses, learning rates, held-out losses and samples. A run may go on with
     another number of processes. One of two processes resumes bit for bit."""
-    monkeypatch.setattr("ddpm_mnist.training.run.HELD_OUT_IMAGES", 1024)  # as in the real processes
     options = {"num_validation_images": 5, **RECOMMENDED}
     train("moved", max_train_steps=2, **MOVED)
     given = {

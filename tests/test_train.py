@@ -56,7 +56,7 @@ def test_saved_settings_give_the_same_run_again_and_another_seed_another(train, 
     "extra",
     [
         {},
-        {"mixed_precision": "bf16", "optimizer": "muon", **RECOMMENDED},
+        {"mixed_precision": "bf16", "optimizer": "muon", "train_batch_size": 4, **RECOMMENDED},
         {"unet.dropout": 0.1, "use_ema": False, "guide_scale": 1.5, "guide_weak": 0.5},
         {"unet.num_class_embeds": 11, "class_dropout_prob": 0.1, **RECOMMENDED},
     ],
@@ -86,7 +86,7 @@ def test_resume_is_exact(train, tmp_path, extra):
 def test_accelerate_launch(dataset_dir, tmp_path):
     """--cpu --num_processes 2 starts one process, which trains, in the precision that accelerate was told."""
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    options = {"max_train_steps": 2, "validation_steps": 0, "mixed_precision": "auto"}
+    options = {"max_train_steps": 1, "train_batch_size": 1, "validation_steps": 0, "mixed_precision": "auto"}
     args = smoke_args(dataset_dir, tmp_path / "run", **options)
     done = python(*launch, "--mixed_precision", "bf16", "train_ddpm_mnist.py", *args)
     assert done.returncode == 0, done.stderr
@@ -150,8 +150,9 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
         return made
 
     monkeypatch.setattr(hardware, "Accelerator", accelerator)
-    steps = 20
+    steps = 12
     options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer, "validation_steps": 0}
+    options["train_batch_size"] = 4  # fp16 is slow here
     out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)
     skipped = metrics(out, "skipped")
     first = skipped[steps]  # the number of overflows, all at the start
@@ -295,14 +296,16 @@ def test_the_first_grid_comes_at_update_100_and_the_last_line_says_what_to_do_ne
 
 @pytest.mark.parametrize(
     ("launcher", "threads"),
-    [({"TORCHELASTIC_RUN_ID": "x"}, "all"), ({"ACCELERATE_MIXED_PRECISION": "no"}, "all"), ({}, None)],
+    [({"TORCHELASTIC_RUN_ID": "x"}, "all"), ({"ACCELERATE_DYNAMO_MODE": "default"}, "all"), ({}, None)]
+    + [({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": odd}, "all") for odd in ("x", "0", "-1")]
+    + [({"ACCELERATE_MIXED_PRECISION": "bf16"}, None)],  # a user may set that
 )
 def test_one_thread_is_overruled_only_if_a_launcher_set_it(monkeypatch, launcher, threads):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())  # other tests keep their kernels
     monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace())
-    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_MODE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"OMP_NUM_THREADS": "1", **launcher}.items():
         monkeypatch.setenv(name, value)

@@ -57,8 +57,9 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
     # x_t contributes the same to both means, so they differ only in the part of x_0.
     distance = (weight * (images.double() - prediction.double())) ** 2
     kl = 0.5 * (torch.log(sigma / posterior) + (posterior + distance) / sigma - 1)
-    first = (timesteps == 0)[:, None, None, None]
-    return torch.where(first, decoder_nll(images, prediction, sigma.sqrt()), kl)
+    first = timesteps == 0
+    kl[first] = decoder_nll(images[first], prediction[first], sigma[first].sqrt())
+    return kl
 
 
 @torch.no_grad()

@@ -112,10 +112,9 @@ pipe({what}, num_inference_steps=50).images[0].save("image.png")"""
 
 def num_classes(model_dir: Path) -> int | None:
     """How many classes the model can be asked for; None for an unconditional one."""
-    from ..pipeline import count_classes  # here and not above, since it imports torch
-
     unet, index = read_json(model_dir / "unet" / "config.json"), read_json(model_dir / "model_index.json")
-    return count_classes(unet.get("num_class_embeds"), index.get("null_class_label"))
+    classes = unet.get("num_class_embeds")
+    return classes if index.get("null_class_label") is None else classes - 1  # without importing torch
 
 
 def gallery(model_dir: Path, classes: int | None) -> list[dict]:

@@ -146,7 +146,7 @@ def channels_of(dataset: Dataset, column: str) -> int:
 
 
 def fingerprint(images: Tensor, labels: Tensor | None) -> str:
-    """A short text that differs if the pixels or the labels that are trained on do, wherever they are kept."""
+    """A short hash of the training pixels and labels, wherever they are kept."""
     digest = hashlib.sha256(images.numpy())
     if labels is not None:
         digest.update(labels.numpy())

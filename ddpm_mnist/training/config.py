@@ -94,8 +94,8 @@ class RecipeOptions:
         RECOMMENDED["optimizer"], "muon: Muon for hidden weights, AdamW for the rest."
     )
     learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True)
-    lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup"] = opt(
-        "cosine", "Shape of the learning rate after the warm-up."
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = opt(
+        "cosine", "Shape of the learning rate after the warm-up; constant: without one."
     )
     lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0)
     adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True)

@@ -38,10 +38,10 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
-    launched = os.environ.get("WORLD_SIZE", "1")
-    if launched != str(accelerator.num_processes):
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != str(accelerator.num_processes):
         raise ConfigError(
-            f"WORLD_SIZE is {launched}, but the processes do not know of each other: no GPU was found. Set "
+            f"WORLD_SIZE is {world_size}, but the processes do not know of each other: no GPU was found. Set "
             "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
         )
     use_hardware(accelerator)
@@ -50,17 +50,28 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process. Each sets a variable that no user does."""
+    return not os.environ.keys().isdisjoint(("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"))
+
+
+def local_processes() -> int:
+    """How many processes share this machine."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
 def check_gpus() -> None:
-    """ConfigError: fewer GPUs than processes, but not none. Accelerate's barrier takes one of each, on the CPU too."""
-    processes, gpus = os.environ.get("LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
-    if processes.isdigit() and 0 < gpus < int(processes):
+    """ConfigError: there are GPUs, but fewer than processes. Accelerate's barrier needs one each, on the CPU too."""
+    processes, gpus = local_processes(), torch.cuda.device_count()
+    if 0 < gpus < processes:
         advice = f"start {gpus}, or, for processes on the CPU, set ACCELERATE_USE_CPU=true and CUDA_VISIBLE_DEVICES=-1"
         raise ConfigError(f"LOCAL_WORLD_SIZE is {processes}, and this machine has {gpus} GPU(s); {advice}")
 
 
 def use_hardware(accelerator: Accelerator) -> None:
-    """Use all cores that a launcher withheld; on a GPU, TF32 and deterministic convolutions, without which a float32
-    run on an H100 was not repeatable, nor its resumption exact.
+    """Use all cores that a launcher withheld; on a GPU, allow TF32, and ask cuDNN for deterministic convolutions:
+    before that, float32 runs on an H100 were not repeatable. Whether they are now was not measured.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless the user sets it, which halves the speed of two cores
     and wastes seven of eight. A user's own value, without a launcher, is obeyed.
@@ -69,10 +80,9 @@ def use_hardware(accelerator: Accelerator) -> None:
     if accelerator.device.type != "cpu":
         return
     keep_freed_memory()
-    launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"))
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+    if launched() and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, cores // local_processes()))
 
 
 def keep_freed_memory() -> None:
@@ -97,11 +107,11 @@ def resolve_mixed_precision(value: str) -> tuple[str, str]:
     "auto" is fp16 or bf16 if `accelerate launch` was told so, and otherwise bf16 if the hardware computes in it. A "no"
     of `accelerate launch` is also its default, so the run prints what it does.
     """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if value != "auto":
         return value, ""
-    if launched != "no":
-        return launched, "as accelerate was told; --mixed_precision sets another"
+    if told != "no":
+        return told, "as accelerate was told; --mixed_precision sets another"
     if computes_in_bf16():
         return "bf16", "this hardware computes in it; --mixed_precision no turns it off"
     return "no", ""

@@ -89,9 +89,8 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     try:
         for path in list(output_dir.iterdir()):
             of_a_run = steps_of(path) >= 0 or path.name in ("samples", METRICS_FILE)
-            if not is_draft(path.name) and not (config.overwrite_output_dir and of_a_run):
-                continue
-            remove(path)
+            if is_draft(path.name) or (config.overwrite_output_dir and of_a_run):
+                remove(path)
         if more_to_train:
             (output_dir / RESULTS_FILE).unlink(missing_ok=True)
         (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")

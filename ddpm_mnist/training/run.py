@@ -68,10 +68,10 @@ class Run:
         # EMAModel's decay grows as (1 + n) / (10 + n), so that the average spans about the last tenth of any run.
         parameters = self.bare_unet.parameters()
         self.ema = EMAModel(parameters, decay=config.ema_max_decay, foreach=True) if config.use_ema else None
-        self.target = Target(config, data.train, accelerator, self.scheduler, self.bare_unet)
+        self.target = Target(config, data.train, self.scheduler, self.bare_unet)
 
         channels = ("in_channels", "out_channels")
-        self.identity = {  # in the order in which a difference is named: what the data decide stands below them
+        self.identity = {  # a difference is named in this order: options first, then what follows from the data
             **config.identity(),
             "unet": {key: value for key, value in config.unet.items() if key not in channels},
             "global batch": self.global_batch,

@@ -7,6 +7,8 @@ import threading
 import torch
 from accelerate import Accelerator
 
+from .hardware import launched
+
 # With these, systems ask a job to end or announce that they will: Ctrl-C, kill, a closed terminal or Windows console,
 # batch systems (Slurm and SGE announce by USR1 or USR2), a limit on CPU time. Not all systems have all of them.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -20,8 +22,7 @@ class StopSignal:
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signum, self.calls = accelerator, 0, 0
         self.previous: dict[int, object] = {}  # handlers to restore
-        launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
-        self.launcher = os.getppid() if launched else None
+        self.launcher = os.getppid() if launched() else None
 
     def listen(self) -> None:
         """Handle the signals, in the main thread, as Python requires. An ignored SIGHUP (nohup) stays ignored."""
@@ -44,7 +45,7 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> bool:
-        """Whether to stop; the same answer in all processes. A launcher passes no signal on: its death is one."""
+        """Whether to stop; the same in all processes. Also when the launcher ends: Accelerate's forwards no signals."""
         if self.launcher not in (None, os.getppid()):
             self.signum = self.signum or signal.SIGTERM
         if self.accelerator.num_processes == 1:

@@ -7,7 +7,6 @@ a state of its own: `References` and `Guide`.
 from copy import deepcopy
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from ..images.batches import Images
@@ -29,10 +28,8 @@ class Target:
         references: for `reference_images`, else None; `guide`: for `guide_scale`, else None.
     """
 
-    def __init__(
-        self, config: TrainConfig, train: Images, accelerator: Accelerator, scheduler: DDPMScheduler, unet: UNet2DModel
-    ):
-        self.accelerator, self.scheduler, self.step, self.scale = accelerator, scheduler, 0, config.guide_scale
+    def __init__(self, config: TrainConfig, train: Images, scheduler: DDPMScheduler, unet: UNet2DModel):
+        self.scheduler, self.step, self.scale = scheduler, 0, config.guide_scale
         self.references = References(config, train) if config.reference_images else None
         shares = config.guide_weak, config.guide_start
         self.guide = Guide(unet, config.max_train_steps, *shares) if config.guide_scale > 1 else None
@@ -60,8 +57,7 @@ class Target:
         target = prediction_target(self.scheduler, images, noise, timesteps)
         if self.guide is None or self.step < self.guide.first_step:
             return target
-        with self.accelerator.autocast():
-            strong, weak = self.guide.outputs(noisy_images, timesteps, labels)
+        strong, weak = self.guide.outputs(noisy_images, timesteps, labels)
         return guided_target(target, strong, weak, self.scale)
 
 
@@ -102,7 +98,7 @@ class Guide:
     `weak` keeps the averaged weights of an early update, and `strong` those of the present one.
 
     Args:
-        unet: the network in training.
+        unet: the network in training, as Accelerate prepared it: it computes in mixed precision and returns float32.
         num_steps: the length of the run; `weak_share` and `start` are shares of it.
 
     Attributes:
@@ -123,5 +119,4 @@ class Guide:
     @torch.no_grad()
     def outputs(self, noisy_images: Tensor, timesteps: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the strong and the weak network output for x_t: `[B, C, H, W]` each, float32."""
-        strong, weak = (unet(noisy_images, timesteps, class_labels=labels).sample for unet in (self.strong, self.weak))
-        return strong.float(), weak.float()
+        return tuple(unet(noisy_images, timesteps, class_labels=labels).sample for unet in (self.strong, self.weak))
