@@ -145,7 +145,7 @@ def test_train_push_load(hub, model, tmp_path):
 
 
 def test_conditional_trip(hub, push, conditional_model, tmp_path):
-    done = push(conditional_model, repo="alice/seven")  # validated in the test above
+    done = push(conditional_model, repo="alice/seven")  # validated in the first test of the trip
     assert done.returncode == 0, done.stderr
     files = hub.repo("alice/seven").files()
     assert set(files) == EXPECTED_FILES | {"pipeline.py"}

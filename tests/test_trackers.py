@@ -1,6 +1,7 @@
 """Trackers, run for real: settings, losses and pictures are in their files, and no secrets."""
 
 import shutil
+import sys
 
 import pytest
 from accelerate import Accelerator
@@ -14,6 +15,8 @@ def surroundings(tmp_path, monkeypatch):
     """A token that no tracker may write down, and W&B and trackio on this machine alone."""
     monkeypatch.setenv("HF_TOKEN", "hf_" + "Secret" * 6)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:  # it reads its folder once
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield

@@ -114,7 +114,8 @@ def test_in_bf16_the_unet_computes_and_nothing_else(train, monkeypatch):
 
     monkeypatch.setattr(DDPMScheduler, "add_noise", watched_noise)
     monkeypatch.setattr(torch.nn.Conv2d, "forward", watched_convolution)
-    out = train("run", mixed_precision="bf16", max_train_steps=2, validation_steps=1)
+    small = {"train_batch_size": 2, **RECOMMENDED}  # the second of two updates is guided
+    out = train("run", mixed_precision="bf16", max_train_steps=2, validation_steps=1, **small)
     assert noised == {(torch.float32,) * 3 + (False,)} and computed == {torch.bfloat16}
     assert all(w.dtype == torch.float32 for w in weights(out / "unet").values())
 
@@ -156,7 +157,8 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
     out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)
     skipped = metrics(out, "skipped")
     first = skipped[steps]  # the number of overflows, all at the start
-    assert 0 < first < 25 and [skipped[s] for s in range(1, steps + 1)] == [min(s, first) for s in range(1, steps + 1)]
+    assert 0 < first < steps - 1
+    assert [skipped[s] for s in range(1, steps + 1)] == [min(s, first) for s in range(1, steps + 1)]
     assert sorted(metrics(out, "loss")) == list(range(int(first) + 1, steps + 1))  # those of the updates that were made
     at = {step: load_checkpoint(out / f"checkpoint-{step}", {}, {}) for step in range(1, steps + 1)}
     assert [int(at[s]["optimizer"]["state"][0]["step"]) for s in at] == [max(0, s - first) for s in at]

@@ -43,7 +43,7 @@ class Images:
             if self.images.is_cuda:  # from pinned memory, so that the host need not wait for the GPU
                 indices = indices.pin_memory().to(self.images.device, non_blocking=True)
             labels = None if self.labels is None else self.labels[indices].to(self.device)
-            yield scale(self.images.index_select(0, indices).to(self.device)), labels
+            yield scale(self.images[indices].to(self.device)), labels
 
 
 def scale(pixels: Tensor) -> Tensor:
