@@ -153,7 +153,6 @@ def test_a_step_that_the_scaler_skips_moves_nothing(train, monkeypatch, optimize
     monkeypatch.setattr(hardware, "Accelerator", accelerator)
     steps = 12
     options = {"max_train_steps": steps, "logging_steps": 1, "optimizer": optimizer, "validation_steps": 0}
-    options["train_batch_size"] = 4  # fp16 is slow here
     out = train("run", checkpointing_steps=1, checkpoints_total_limit=steps, **options)
     skipped = metrics(out, "skipped")
     first = skipped[steps]  # the number of overflows, all at the start
