@@ -39,7 +39,7 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         The others: see `diffusers.DDPMScheduler`.
 
     Raises:
-        ValueError, NotImplementedError: `prediction_type` or `beta_schedule` is unknown.
+        ValueError: `prediction_type` is unknown. NotImplementedError: `beta_schedule` is.
     """
 
     @wraps(diffusers.DDPMScheduler.__init__)  # its signature is the list of options and their defaults

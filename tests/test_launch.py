@@ -78,7 +78,7 @@ def test_what_the_script_does_not_support_is_one_line(monkeypatch, variable, val
         ("2", 1, "true", ".*CUDA_VISIBLE_DEVICES=-1"),
         ("2", 1, "on", ".*CUDA_VISIBLE_DEVICES=-1"),
         ("2", 2, "", None),
-        ("x", 1, "", None),  # no number: left to Accelerate
+        ("x", 1, "", None),  # no number: one process
         ("2", 2, "true", None),
         ("2", 0, "", None),
         (None, 1, "", None),
