@@ -47,7 +47,6 @@ def draw_noise_and_timesteps(
     shape: tuple[int, ...],
     num_train_timesteps: int,
     device: torch.device,
-    timestep_sampling: str = "uniform",
     timestep_density: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """epsilon ~ N(0, I), `shape` = `[B, C, H, W]`, and t in 0 ... T-1, `[B]`, of global batch `number`.
@@ -56,24 +55,15 @@ def draw_noise_and_timesteps(
     number of processes. (They do depend on the device: a GPU has another generator than a CPU.)
 
     Args:
-        timestep_sampling: "uniform": each t is drawn alone. "stratified": one t from each of B parts of equal
-            probability, all by one draw (Kingma et al. 2021, https://arxiv.org/abs/2107.00630, appendix I.1). Each t
-            still has the same distribution, but a batch's mean varies less.
         timestep_density: the probability of each t, `[T]`; None: t ~ Uniform{0 ... T-1}.
     """
     generator = seeded_generator(seed, "training noise", number, device)
     noise = torch.randn(shape, generator=generator, device=device)
     if timestep_density is not None:
         quantiles = torch.rand(shape[:1], generator=generator, device=device)
-        if timestep_sampling == "stratified":
-            quantiles = (quantiles[0] + torch.arange(shape[0], device=device) / shape[0]) % 1
         cumulative = timestep_density.cumsum(0).to(device, torch.float32)  # summed in float64, which MPS lacks
         return noise, torch.searchsorted(cumulative, quantiles, right=True).clamp(max=num_train_timesteps - 1)
-    timesteps = torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
-    if timestep_sampling == "stratified":
-        parts = torch.arange(shape[0], device=device) * num_train_timesteps // shape[0]
-        timesteps = (timesteps[0] + parts) % num_train_timesteps
-    return noise, timesteps
+    return noise, torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
 
 
 def draw_rows(

@@ -89,7 +89,6 @@ def smoke_args(dataset_dir: str, output_dir: Path, **options) -> list[str]:
 RECOMMENDED = {
     "scheduler.prediction_type": "v_prediction",
     "uniform_timesteps": 0.25,
-    "timestep_sampling": "stratified",
     "reference_images": 100,
     "guide_scale": 1.5,
 }

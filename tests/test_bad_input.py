@@ -251,7 +251,7 @@ def test_every_shipped_config_is_valid_and_two_state_what_the_code_does():
         check_models(config)
     default = TrainConfig()
     assert parse_args([]) == configs["mnist"] == default
-    objective = {"timestep_sampling": "uniform", "uniform_timesteps": 1.0, "reference_images": 0, "guide_scale": 1.0}
+    objective = {"uniform_timesteps": 1.0, "reference_images": 0, "guide_scale": 1.0}
     adamw = {"optimizer": "adamw", "learning_rate": 2e-3}
     scheduler = default.scheduler | {"prediction_type": "epsilon"}
     assert configs["paper"] == replace(

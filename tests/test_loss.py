@@ -96,23 +96,10 @@ def test_timesteps_follow_their_density():
     assert mean == pytest.approx(LOG_SNR_MEAN, abs=0.05)
     assert (normal * (log_snr - mean) ** 2).sum().sqrt().item() == pytest.approx(LOG_SNR_STD, abs=0.05)
     shape, device = (64, 1, 2, 2), torch.device("cpu")
-    for sampling in ("uniform", "stratified"):
-        drawn = [draw_noise_and_timesteps(0, i, shape, 1000, device, sampling, mixed)[1] for i in range(300)]
+    for density, expected in ((None, torch.full((20,), 0.05)), (mixed, mixed.reshape(20, 50).sum(1))):
+        drawn = [draw_noise_and_timesteps(0, i, shape, 1000, device, density)[1] for i in range(300)]
         counts = torch.bincount(torch.cat(drawn), minlength=1000).double().reshape(20, 50).sum(1) / (300 * 64)
-        expected = mixed.reshape(20, 50).sum(1)
-        assert (counts - expected).abs().max() < (0.01 if sampling == "uniform" else 0.002)
-
-
-def test_stratified_timesteps_are_spread_evenly_and_each_is_uniform():
-    shape, device = (64, 1, 2, 2), torch.device("cpu")
-    drawn = [draw_noise_and_timesteps(0, number, shape, 1000, device, "stratified") for number in range(400)]
-    for _, timesteps in drawn:
-        gaps = timesteps.sort().values.diff()
-        assert gaps.min() >= 15 and gaps.max() <= 16  # 1000 / 64
-        assert timesteps.min() >= 0 and timesteps.max() < 1000
-    first = torch.stack([timesteps[0] for _, timesteps in drawn]).float()
-    assert abs(first.mean() - 499.5) < 4 * 289 / 20 and first.min() < 20 and first.max() > 980
-    assert torch.equal(drawn[7][0], draw_noise_and_timesteps(0, 7, shape, 1000, device)[0])  # the noise is the same
+        assert (counts - expected).abs().max() < 0.01
 
 
 # ---- the guide -----------------------------------------------------------------------------------------------------

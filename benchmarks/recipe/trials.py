@@ -29,7 +29,6 @@ TRIALS = {  # name: options over configs/mnist.yaml
     "widths (32, 64, 64)": ["--unet.block_out_channels=[32,64,64]"],
     "epsilon": EPSILON,
     "uniform t": UNIFORM,
-    "timesteps not stratified": ["--timestep_sampling=uniform"],
     "cosine betas": ["--scheduler.beta_schedule=squaredcos_cap_v2"],
     "narrow (16, 32, 64)": ["--unet.block_out_channels=[16,32,64]"],
     "wide (32, 64, 128)": ["--unet.block_out_channels=[32,64,128]"],

@@ -27,12 +27,12 @@ def micro_batches(
     rank, processes = accelerator.process_index, accelerator.num_processes
     global_batch = size * micro_steps * processes
     noise_shape, num_timesteps = (global_batch, *train.images.shape[1:]), len(scheduler)
-    sampling, density = config.timestep_sampling, timestep_density(scheduler, config.uniform_timesteps)
+    density = timestep_density(scheduler, config.uniform_timesteps)
     images_and_labels = train.batches(index_batches(len(train), seed, first, size, micro_steps, rank, processes))
 
     for step in itertools.count(first):
         all_noise, all_timesteps = draw_noise_and_timesteps(
-            seed, step, noise_shape, num_timesteps, accelerator.device, sampling, density
+            seed, step, noise_shape, num_timesteps, accelerator.device, density
         )
         for micro_step in range(micro_steps):
             share = processes * micro_step + rank

@@ -21,7 +21,6 @@ PAPER = {
     "optimizer": "adamw",
     "learning_rate": 2e-3,
     "prediction_type": "epsilon",
-    "timestep_sampling": "uniform",
     "uniform_timesteps": 1.0,
     "reference_images": 0,
     "guide_scale": 1.0,
@@ -31,7 +30,6 @@ RECOMMENDED = PAPER | {
     "optimizer": "muon",  # orthogonal updates of the weight matrices,
     "learning_rate": 4e-3,  # at its own learning rate
     "prediction_type": "v_prediction",  # the network outputs v: errors of x_0 are not magnified where x_t is noise
-    "timestep_sampling": "stratified",  # a batch's timesteps are spread evenly: less noise in the gradient
     "uniform_timesteps": 0.25,  # three quarters of the timesteps lie at the noise levels where the digit forms
     "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
     "guide_scale": 1.6,  # at the end of the run the target moves away from what an early network outputs
@@ -111,10 +109,6 @@ class RecipeOptions:
         0.0, "Share of labels dropped, for guidance; the last of unet.num_class_embeds then means none.", fraction=True
     )
     random_flip: bool = opt(False, "Mirror half of the images, anew in each epoch.")
-    timestep_sampling: Literal["uniform", "stratified"] = opt(
-        RECOMMENDED["timestep_sampling"],
-        "Draw the timesteps of a batch one by one, or spread evenly: less noise in the gradient.",
-    )
     uniform_timesteps: float = opt(
         RECOMMENDED["uniform_timesteps"],
         "Share of uniform timesteps; the log SNR of the others ~ N(-1.75, 1.9^2).",
