@@ -21,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 460; docs/results.md has the trials
+GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 456; docs/results.md has the trials
 
 
 class Step(NamedTuple):
