@@ -77,15 +77,17 @@ def evaluate(config: EvaluateConfig) -> str:
     from ddpm_mnist.loading import is_checkpoint, load_model
 
     model = load_model(config.model)
+    measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
+    weights = weights_sha256(Path(config.model)) if measured else None
     results, samples, train = report.measure_model(model, config)
     settings = {o.name: getattr(config, o.name) for o in options_of(EvaluateConfig) if not o.metadata["path"]}
-    measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
-    results |= {"config": settings, "weights_sha256": weights_sha256(Path(config.model)) if measured else None}
+    results |= {"config": settings, "weights_sha256": weights}
     text = f"{report.table(results)}\n\n*{results['protocol']}.*\n"
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / OUTPUTS[0], results)
     (output_dir / OUTPUTS[1]).write_text(text, encoding="utf-8")
     report.neighbours_picture(samples, train).save(output_dir / OUTPUTS[2])
+    (output_dir / OUTPUTS[3]).unlink(missing_ok=True)  # of an earlier evaluation
     if results["bound"]:
         report.bound_picture(results["bound"], output_dir / OUTPUTS[3])
     return text + f"\nWrote {output_dir / OUTPUTS[0]}."

@@ -248,7 +248,7 @@ def run_script(main: Callable[[list[str]], int]) -> int:
         if no_memory:
             text = f"not enough memory ({cause_of(error)}); lower {BATCH_OPTIONS}"
         rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
-        if rank == "0":  # all processes of a machine hit the same error; one says it
+        if rank == "0" or not isinstance(error, ConfigError):  # all processes hit the same ConfigError; one says it
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

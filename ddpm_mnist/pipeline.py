@@ -14,11 +14,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 GUIDANCE_SCALE, MIN_LOG_SNR = 1.5, -2.0  # for linear betas t < 456; docs/results.md has the trials
@@ -54,11 +55,15 @@ def denoise(
         timesteps = timesteps[timesteps <= start]
     arguments = step_arguments(sampler, generator)
     for i, t in enumerate(timesteps):  # line 2
+        last = i == len(timesteps) - 1
+        if isinstance(sampler, DDIMScheduler):  # it goes to t - T // num_inference_steps, wherever the next t is
+            gap = int(t) - (-1 if last else int(timesteps[i + 1]))
+            sampler.num_inference_steps = Fraction(sampler.config.num_train_timesteps, gap)
         model_output = predict(sampler.scale_model_input(sample, t), t)
         step = sampler.step(model_output.to(sample.dtype), t, sample, **arguments)  # lines 3 and 4
         # DPM-Solver++ does not return the predicted x_0, but keeps it
         x_0 = step.get("pred_original_sample", (getattr(sampler, "model_outputs", None) or [step.prev_sample])[-1])
-        yield Step(int(t), sample, x_0, step.prev_sample, i == len(timesteps) - 1)
+        yield Step(int(t), sample, x_0, step.prev_sample, last)
         sample = step.prev_sample
 
 
@@ -88,7 +93,7 @@ def guided(
     def predict(sample: torch.Tensor, timestep) -> torch.Tensor:
         scale = guidance_scale
         if scale > 1 and alphas_cumprod is not None:
-            log_snr = torch.logit(alphas_cumprod[int(timestep)].double()).item()
+            log_snr = torch.logit(alphas_cumprod[int(timestep)].cpu().double()).item()
             scale = scale if log_snr >= min_log_snr else 1.0
         if class_labels is None or null_class_label is None or scale == 1:
             return unet(sample, timestep, class_labels=class_labels).sample

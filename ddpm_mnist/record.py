@@ -65,7 +65,8 @@ def without_paths(settings: dict, local: bool) -> dict:
     settings = settings | {"cache_dir": None}
     paths = {"output_dir", "dataset_name"} if local else {"output_dir"}
     for key, value in settings.items():
-        text = value.partition("@")[0] if isinstance(value, str) else ""  # without a revision of the Hub
+        text = value if isinstance(value, str) else ""
+        text = text.partition("@")[0] if key == "dataset_name" and not local else text  # without a revision of the Hub
         path = PureWindowsPath(text)  # reads the paths of both kinds of system
         if path.name and (key in paths or path.anchor or len(path.parts) > 2):  # a Hub id has two parts
             settings[key] = path.name

@@ -84,6 +84,7 @@ CASES = [  # (arguments, parts of the line)
     (["--unet.time_embedding_type=fourier"], ["unet.time_embedding_type fourier", "choose from positional"]),
     (["--unet.class_embed_type=timestep"], ["unet.class_embed_type", "timestep"]),
     (["--unet.layers_per_block"], ["--unet.layers_per_block", "needs a value"]),
+    (["--unet.dropout", "[1"], ["--unet.dropout [1: cannot be read"]),
     (["--scheduler.beta_schedule=cosine"], ["scheduler.beta_schedule cosine", "squaredcos_cap_v2"]),
     (["--scheduler.beta_end=1.5"], ["scheduler.beta_start, beta_end"]),
     (["--scheduler.variance_type=learned"], ["scheduler.variance_type learned", "fixed_large"]),
@@ -290,6 +291,8 @@ def test_null_is_the_default_unless_the_type_allows_none(tmp_path):
 def test_values_are_read_in_the_type_of_their_option(tmp_path, line, name, value):
     read = getattr(parsed(tmp_path, line + "\n"), name)
     assert read == value and type(read) is type(value)
+    betas = parsed(tmp_path, "scheduler: {num_train_timesteps: 2, trained_betas: [1e-4, 2e-2]}").scheduler
+    assert betas["trained_betas"] == [1e-4, 2e-2]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])

@@ -308,7 +308,9 @@ def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir
     (kept,) = (tmp_path / "home/ddpm-mnist").iterdir()
     assert {"config.json", "model.safetensors"} == {path.name for path in kept.iterdir()}
     (kept / "model.safetensors").write_bytes(b"damaged")
-    assert in_process(command.main, *args) == 0 and "training the classifier" in capfd.readouterr().err
+    assert in_process(command.main, *args, "--bound_images=0") == 0
+    assert "training the classifier" in capfd.readouterr().err
+    assert not (tmp_path / "again/evaluation_bound.png").exists()  # of the evaluation before
 
 
 def test_data_of_more_classes_than_the_model_has_is_one_line(conditional_model, tmp_path, capfd):

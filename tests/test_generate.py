@@ -262,6 +262,27 @@ def test_every_number_of_steps_starts_at_pure_noise(name, steps):
     assert scheduler.timesteps[0] >= 990 and (scheduler.timesteps.diff() < 0).all()
 
 
+@pytest.mark.parametrize(("T", "steps"), [(1000, 50), (1000, 7), (1000, 150), (1000, 501), (1000, 999), (75, 50)])
+def test_ddim_goes_to_the_next_timestep_whatever_the_gap(T, steps):
+    """With the output of an ideal network for x_0 ~ N(0.5, 0.3^2), DDIM of these timesteps by its formula."""
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=T, timestep_spacing="leading", clip_sample=False)
+
+    def mean_noise(sample: torch.Tensor, t) -> torch.Tensor:
+        a = scheduler.alphas_cumprod[int(t)]
+        return (1 - a) ** 0.5 * (sample - a**0.5 * 0.5) / (a * 0.09 + 1 - a)
+
+    sample = torch.randn(200, 1, 4, 4)
+    drawn = list(denoise(mean_noise, scheduler, sample, steps))
+    timesteps = [step.timestep for step in drawn]
+    for t, following in zip(timesteps, [*timesteps[1:], None]):
+        a, b = scheduler.alphas_cumprod[t], 1.0 if following is None else scheduler.alphas_cumprod[following]
+        noise = mean_noise(sample, t)
+        sample = b**0.5 * (sample - (1 - a) ** 0.5 * noise) / a**0.5 + (1 - b) ** 0.5 * noise
+    torch.testing.assert_close(drawn[-1].prev_sample, sample, rtol=1e-4, atol=1e-5)
+    assert steps < 20 or T < 1000 or abs(sample.mean() - 0.5) < 0.05 and abs(sample.std() - 0.3) < 0.05
+    assert drawn[-1].last and len(drawn) == steps
+
+
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("steps", [20, 50])
 def test_ddpm_in_few_steps_is_ddim_with_eta_1(steps, variance_type):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.hub import push as push_module
-from ddpm_mnist.hub.card import write_card
+from ddpm_mnist.hub.card import usage, write_card
 from ddpm_mnist.hub.push import PushConfig, files_to_push, push_model, upload, validate_model
 from ddpm_mnist.hub.repo import make_repo, read_token
 from ddpm_mnist.images.dataset import load_data
@@ -128,6 +128,15 @@ def test_the_fresh_process_gets_packages_of_pythonpath_and_runs_no_code_of_the_f
         file.write("Path(__file__).with_name('ran').touch()\n")
     with pytest.raises(ConfigError, match="would run pipeline.py, which is not this version's"):
         validate_model(copy)
+    assert not list(tmp_path.rglob("ran"))
+
+    shutil.copyfile(conditional_model / "pipeline.py", copy / "pipeline.py")
+    (copy / "other.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
+    index = json.loads((copy / "model_index.json").read_text())
+    for key, name in (("_class_name", "ClassConditionalDDPMPipeline"), ("scheduler", "DDPMScheduler")):
+        (copy / "model_index.json").write_text(json.dumps(index | {key: ["other", name]}))
+        with pytest.raises(ConfigError, match="model_index.json names other code"):
+            validate_model(copy)
     assert not list(tmp_path.rglob("ran"))
 
 
@@ -295,14 +304,20 @@ def test_dry_run_lists_and_sends_nothing(hub, push, model):
     assert hub.requests == [] and hub.repos == {}
 
 
-def test_an_export_to_onnx_goes_along(hub, push, copy):
+def test_onnx_and_an_evaluation_go_along_and_go_with_their_weights(hub, push, copy):
     (copy / "onnx").mkdir()
     (copy / "onnx/model.onnx").write_bytes(b"the graph")
+    (copy / "evaluation_bound.png").write_bytes(b"the bound")
+    evaluation = {"weights_sha256": weights_sha256(copy), "metrics": {}, "protocol": "", "texts": {}, "ci": {}}
+    (copy / "evaluation.json").write_text(json.dumps(evaluation))
     push(copy)
-    assert hub.repo("alice/digits").files()["onnx/model.onnx"] == b"the graph"
+    files = hub.repo("alice/digits").files()
+    assert files["onnx/model.onnx"] == b"the graph" and files["evaluation_bound.png"] == b"the bound"
     (copy / "onnx/model.onnx").unlink()  # as the end of the next run does
+    (copy / "evaluation.json").write_text(json.dumps(evaluation | {"weights_sha256": "of other weights"}))
     push(copy)
-    assert "onnx/model.onnx" not in hub.repo("alice/digits").files()
+    left = hub.repo("alice/digits").files().keys()
+    assert files.keys() - left == {"onnx/model.onnx", "evaluation.json", "evaluation_bound.png"}
 
 
 def test_a_folder_that_stock_diffusers_cannot_load_is_not_pushed(hub, hub_here, copy, tmp_path):
@@ -347,6 +362,13 @@ def test_card(model):
     logged = json.loads((model / "train_results.json").read_text())["metrics"]["held_out_ema/loss"]
     assert f"the mean squared error of the predicted noise is {round(logged, 6)}." in read.text
     assert Image.open(model / "loss_curve.png").size == (700, 350)
+
+
+def test_the_card_of_a_model_with_the_larger_variance_skips_no_timesteps(copy):
+    file = copy / "scheduler/scheduler_config.json"
+    assert "pipe(batch_size=4, num_inference_steps=50)" in usage("alice/digits", copy)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": "fixed_large"}))
+    assert "pipe(batch_size=4)" in usage("alice/digits", copy)
 
 
 def test_a_card_has_only_figures_of_these_weights_and_not_half_of_what_it_needs(copy):
@@ -446,6 +468,8 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tm
     assert "datasets" not in front_matter(files["README.md"])  # a folder, whatever its name looks like
     named = {"dataset_name": "alice/set@refs/convert/parquet"}  # no path
     assert without_paths(named, local=False) == named | {"cache_dir": None}
+    folder = {"dataset_name": "/Users/jane@corp.com/digits", "output_dir": "/Users/jane@corp.com/out"}
+    assert without_paths(folder, local=True) == {"dataset_name": "digits", "output_dir": "out", "cache_dir": None}
 
 
 # ---- trouble -------------------------------------------------------------------------------------------------------

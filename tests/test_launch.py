@@ -109,6 +109,12 @@ def test_an_error_is_printed_once_on_each_machine(monkeypatch, capsys, ranks, ti
     assert in_process(script.main, "--learning_rate=-1") == 2
     assert capsys.readouterr().err.count("error: --learning_rate") == times
 
+    def fail(_):
+        raise OSError("the disk of this process is full")  # others may go on, so that it must say it itself
+
+    assert in_process(fail) == 2
+    assert "error: the disk of this process is full" in capsys.readouterr().err
+
 
 def test_accumulation_set_in_the_environment_changes_nothing(train, monkeypatch):
     plain = metrics(train("plain", validation_steps=0), "loss")

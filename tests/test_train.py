@@ -1,6 +1,7 @@
 """The training script: what a run writes, and the traps that other training scripts have fallen into."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from PIL import Image
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.images.batches import scale
+from ddpm_mnist.images.batches import Images, scale
 from ddpm_mnist.loss import prediction_target
+from ddpm_mnist.record import weights_sha256
 from ddpm_mnist.training import hardware
 from ddpm_mnist.training.checkpoint import load_checkpoint
 from ddpm_mnist.training.config import parse_args
-from ddpm_mnist.training.run import prepare
-from ddpm_mnist.training.validation import noise_error_weights
+from ddpm_mnist.training.run import Run, prepare
+from ddpm_mnist.training.validation import held_out_loss, noise_error_weights
 
 
 def test_a_run_writes_everything(train):
@@ -254,6 +256,39 @@ def test_each_departure_from_the_paper_changes_the_losses(train):
     plain = metrics(train("plain", validation_steps=0), "loss")
     for name, value in (("uniform_timesteps", 0.5), ("reference_images", 100)):
         assert metrics(train(name, validation_steps=0, **{name: value}), "loss") != plain
+
+
+def test_a_process_without_held_out_images_takes_part():
+    unet = UNet2DModel(**parse_args(["--config", str(ROOT / "configs/smoke.yaml"), "--unet.in_channels=1"]).unet)
+    one = Images(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    shares = []
+    accelerator = SimpleNamespace(num_processes=3, device="cpu", reduce=lambda sums, _: shares.append(sums) or sums + 1)
+    for accelerator.process_index in range(3):
+        held_out_loss(unet, DDPMScheduler(), one, accelerator)
+    assert [share[1].sum().item() for share in shares] == [1, 0, 0]
+
+
+def test_gradients_that_are_not_finite_are_dropped_where_fused_adamw_does_not_skip():
+    """MPS, simulated: PyTorch's fused AdamW does not look at found_inf there."""
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = SimpleNamespace(optimizer=torch.optim.AdamW(parameters))
+    clip = SimpleNamespace(sync_gradients=True, scaler=None, clip_grad_norm_=torch.nn.utils.clip_grad_norm_)
+    run = SimpleNamespace(accelerator=clip, optimizer=optimizer, config=SimpleNamespace(max_grad_norm=1.0))
+    run.unet = SimpleNamespace(parameters=lambda: parameters)
+    for device, value, dropped in (("mps", 1.0, False), ("mps", math.nan, True), ("cpu", math.nan, False)):
+        parameters[0].grad, clip.device = torch.full((2,), value), torch.device(device)
+        Run.clip_gradients(run)
+        assert (parameters[0].grad is None) == dropped
+
+
+def test_an_earlier_checkpoint_is_exported_and_the_log_of_what_came_after_stays(train):
+    out = train("run", max_train_steps=8, checkpointing_steps=4)
+    log, before = metrics(out, "loss"), json.loads((out / "train_results.json").read_text())
+    train("run", max_train_steps=4, resume_from_checkpoint=out / "checkpoint-4")
+    after = json.loads((out / "train_results.json").read_text())
+    assert metrics(out, "loss") == log and (out / "checkpoint-8").is_dir()
+    assert same(weights(out / "unet"), weights(out / "checkpoint-4/unet_ema"))
+    assert after["weights_sha256"] == weights_sha256(out) != before["weights_sha256"]
 
 
 def test_held_out_loss_covers_all_timesteps_and_is_that_of_the_noise(train):

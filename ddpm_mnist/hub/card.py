@@ -84,7 +84,7 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
         run=run,
         dataset=dataset,
         conditional=classes is not None,
-        usage=usage(repo_id, classes is not None, revision),
+        usage=usage(repo_id, model_dir, revision),
         repository=REPOSITORY,
         unet=read_json(model_dir / "unet" / "config.json"),
         held_out_loss=None if loss is None else round(loss, 6),
@@ -101,13 +101,16 @@ def from_pretrained(repo_id: str, conditional: bool, revision: str | None) -> st
     return f'DiffusionPipeline.from_pretrained("{repo_id}"{where}{", trust_remote_code=True" if conditional else ""})'
 
 
-def usage(repo_id: str, conditional: bool, revision: str | None = None) -> str:
+def usage(repo_id: str, model_dir: Path, revision: str | None = None) -> str:
     """How anyone generates from the model with stock diffusers."""
+    conditional = num_classes(model_dir) is not None
     what = "class_labels=[0] * 4" if conditional else "batch_size=4"
+    variance = read_json(model_dir / "scheduler" / "scheduler_config.json").get("variance_type")
+    what += "" if variance == "fixed_large" else ", num_inference_steps=50"  # too much noise in jumps: `make_sampler`
     return f"""from diffusers import DiffusionPipeline
 
 pipe = {from_pretrained(repo_id, conditional, revision)}
-pipe({what}, num_inference_steps=50).images[0].save("image.png")"""
+pipe({what}).images[0].save("image.png")"""
 
 
 def num_classes(model_dir: Path) -> int | None:

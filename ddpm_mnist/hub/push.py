@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -26,7 +27,7 @@ OUR_PIPELINE = Path(__file__).parents[1] / "pipeline.py"
 STOCK_SAMPLE = """
 import json, sys, torch
 from diffusers import DiffusionPipeline, UNet2DModel
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code="class_labels" in sys.argv[2])
 assert type(pipe.unet) is UNet2DModel
 pipe.set_progress_bar_config(disable=True)
 images = pipe(**json.loads(sys.argv[2]), num_inference_steps=4, output_type="pt").images
@@ -74,7 +75,7 @@ def push_model(config: PushConfig) -> None:
         print("Nothing was sent (--dry_run).")
         return
     address = upload(api, config, files)
-    print(f"\n{address}\n\n{usage(repo_id, (model_dir / 'pipeline.py').is_file(), config.revision)}")
+    print(f"\n{address}\n\n{usage(repo_id, model_dir, config.revision)}")
 
 
 def validate_model(model_dir: Path) -> None:
@@ -92,6 +93,9 @@ def validate_model(model_dir: Path) -> None:
             f"{option}: the check would run pipeline.py, which is not this version's; to agree to this version's, copy "
             f"{OUR_PIPELINE} there"
         )
+    named = {str(value[0]) for value in read_json(model_dir / "model_index.json").values() if isinstance(value, list)}
+    if conditional and named - {"pipeline", "diffusers"}:
+        raise ConfigError(f"{option}: model_index.json names other code than pipeline.py; export it again")
     arguments = json.dumps({"class_labels": [0, 0]} if conditional else {"batch_size": 2})
     # -P: the folder in which the process starts, perhaps this repo, is no place to import from
     command = [sys.executable, "-P", "-c", STOCK_SAMPLE, str(model_dir), arguments]
@@ -119,8 +123,9 @@ def upload(api: HfApi, config: PushConfig, files: dict[str, bytes]) -> str:
     changed. Can be interrupted anywhere and run again."""
     with hub_errors(config.hub_model_id):
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
-        if ONNX_FILE not in files and api.file_exists(config.hub_model_id, ONNX_FILE, revision=config.revision):
-            operations.append(CommitOperationDelete(ONNX_FILE))  # of older weights
+        for path in api.list_repo_files(config.hub_model_id, revision=config.revision):
+            if path not in files and any(fnmatch(path, pattern) for pattern in (ONNX_FILE, *EVALUATION)):
+                operations.append(CommitOperationDelete(path))  # of older weights
         commit = api.create_commit(
             config.hub_model_id, operations, commit_message=config.commit_message, revision=config.revision
         )

@@ -62,7 +62,9 @@ class OutputOptions:
     """Output"""
 
     output_dir: str = opt("ddpm-mnist", "Gets the pipeline, checkpoints, sample grids and logs.", path=True)
-    overwrite_output_dir: bool = opt(False, "Start anew in an output_dir that is not empty.", saved=False)
+    overwrite_output_dir: bool = opt(
+        False, "Start anew: delete checkpoints, samples and logs of an earlier run.", saved=False
+    )
     resume_from_checkpoint: str | None = opt(
         None, "A checkpoint folder, or 'latest' for the newest in output_dir.", path=True, saved=False
     )
@@ -234,8 +236,9 @@ def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         name, has_value, value = argument.removeprefix("--").partition("=")
         if not has_value and not rest:
             raise ConfigError(f"--{name}: needs a value")
+        value = value if has_value else rest.pop(0)
         try:
-            found[name] = yaml.safe_load(value if has_value else rest.pop(0))
+            found[name] = yaml.safe_load(value)
         except Exception:  # the parser raises more than YAMLError
             raise ConfigError(f"--{name} {value}: cannot be read as a YAML value") from None
     return found, others
@@ -261,7 +264,9 @@ def check_unet(config: TrainConfig) -> TrainConfig:
 
 
 def number_if_number(value: Any) -> Any:
-    """YAML reads 1e-4 as a string (it wants 1.0e-4); a user means the number."""
+    """YAML reads 1e-4 as a string (it wants 1.0e-4); a user means the number, also in a list."""
+    if isinstance(value, list):
+        return [number_if_number(v) for v in value]
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

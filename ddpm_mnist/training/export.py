@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
-from ..record import METRICS_FILE, ONNX_FILE, RESULTS_FILE, read_metrics, weights_sha256, write_json
+from ..record import METRICS_FILE, ONNX_FILE, RESULTS_FILE, read_json, read_metrics, weights_sha256, write_json
 from ..sampling import grid, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
@@ -31,8 +31,11 @@ def export(run: Run) -> None:
         export_pipeline(run.bare_unet, run.scheduler, output_dir, run.averaged_weights(), config.null_class_label)
         seconds = time.perf_counter() - run.started
         write_card_pictures(run)
-        if run.step > run.first_step or not (output_dir / RESULTS_FILE).exists():
+        same = read_json(output_dir / RESULTS_FILE).get("weights_sha256") == weights_sha256(output_dir)
+        if run.step > run.first_step or not same:
             write_results(run, seconds)
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):  # of drawing the pictures
+        raise
     except Exception as error:  # a full disk, in the words of several libraries
         raise ConfigError(
             f"--output_dir {output_dir}: the pipeline cannot be written ({first_line(error)}); make room, then"
@@ -92,7 +95,8 @@ def write_card_pictures(run: Run) -> None:
 
 def write_results(run: Run, seconds: float) -> None:
     """What the run measured, and how it was trained, into train_results.json."""
-    accelerator, on_gpu = run.accelerator, run.accelerator.device.type == "cuda"
+    accelerator, device = run.accelerator, run.accelerator.device
+    names = {"cpu": f"{os.cpu_count()} CPU cores", "cuda": torch.cuda.is_available() and torch.cuda.get_device_name()}
     metrics = {}  # of these weights: a resumed run without validation has none of its own
     for line in read_metrics(run.output_dir / METRICS_FILE):
         metrics |= line if line.pop("step") == run.step else {}
@@ -106,8 +110,8 @@ def write_results(run: Run, seconds: float) -> None:
         "minutes_of_this_session": seconds / 60,
         "metrics": metrics,
         "processes": accelerator.num_processes,
-        "device": str(accelerator.device),
-        "device_name": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",
+        "device": str(device),
+        "device_name": names.get(device.type, device.type.upper()),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},
     }

@@ -89,9 +89,9 @@ def keep_freed_memory() -> None:
     """Tell glibc not to give freed memory back to the kernel: a training step frees and requests the same hundreds of
     megabytes, and getting them page by page again costs a CPU 7% of its time. Other systems stay as they are."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    mallopt = getattr(libc, "mallopt", lambda *_: False)
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):  # M_MMAP_THRESHOLD; an older glibc takes at most 2**25
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def tracker_names(report_to: str) -> str | None:

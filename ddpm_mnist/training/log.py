@@ -35,12 +35,14 @@ class MetricsLog:
             raise ConfigError(
                 f"--report_to {config.report_to}: cannot start ({first_line(error)}); fix that, or --report_to none"
             ) from error
-        if accelerator.is_main_process:  # what was logged after the checkpoint will be logged again
-            kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
-            self.file.write_text("".join(kept), encoding="utf-8")
-            for path in self.samples.glob("step-" + "[0-9]" * 6 + ".png"):
-                if int(path.stem.removeprefix("step-")) > step:
-                    path.unlink()
+
+    def forget_after(self, step: int) -> None:
+        """Delete what was logged after this step, from which training goes on: it will be logged again."""
+        kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
+        self.file.write_text("".join(kept), encoding="utf-8")
+        for path in self.samples.glob("step-" + "[0-9]" * 6 + ".png"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log `metrics`: a line of JSON in the file, and to the trackers."""

@@ -81,9 +81,10 @@ def check_output_dir(config: TrainConfig) -> Path | None:
 def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     """Save the settings in the folder.
 
-    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples) and nothing else; the exported
-    pipeline is replaced at the end. If there is `more_to_train`, the results beside it are deleted, so that
-    nobody pushes the earlier weights with the settings of this run.
+    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples/, metrics.jsonl, and, in
+    `Run.begin`, the trackers' logs/ and wandb/); the exported pipeline is replaced at the end. If there is
+    `more_to_train`, the results beside it are deleted, so that nobody pushes the earlier weights with the settings of
+    this run.
     """
     output_dir = Path(config.output_dir)
     try:

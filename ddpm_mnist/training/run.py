@@ -119,6 +119,8 @@ class Run:
         self.log = MetricsLog(accelerator, config, self.step)  # before more is deleted: a tracker may fail to start
         if accelerator.is_main_process:
             begin_output_dir(config, more_to_train=self.step < self.num_steps)
+            if self.step < self.num_steps:
+                self.log.forget_after(self.step)
         self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
         self.stop.listen()
         accelerator.print(
@@ -158,6 +160,8 @@ class Run:
             self.finite = norm.isfinite()
             if self.accelerator.scaler is None:  # fp16's scaler sets it itself
                 self.optimizer.optimizer.found_inf = (~self.finite).float()
+            if self.accelerator.device.type == "mps" and not self.finite:  # its fused AdamW does not look at found_inf
+                self.optimizer.optimizer.zero_grad()
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of a micro-batch to that of the update."""

@@ -66,7 +66,7 @@ def held_out_loss(
     timesteps = ((torch.arange(total) + 0.5) / total * T).long()[torch.randperm(total, generator=generator)]
 
     sums = torch.zeros(2, 4, device=accelerator.device)  # of squared errors, and of images, by quarter
-    mine = torch.arange(accelerator.process_index, total, accelerator.num_processes)
+    mine = torch.arange(total)[accelerator.process_index :: accelerator.num_processes]
     for rows in mine.split(BATCH_SIZE):
         pixels, epsilon, t = (x[rows].to(accelerator.device) for x in (held_out.images, noise, timesteps))
         conditional = unet.config.num_class_embeds is not None
