@@ -321,6 +321,12 @@ def test_data_of_more_classes_than_the_model_has_is_one_line(conditional_model, 
     assert "which is not a class number below 10" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("shape", [(4, 8, 8), (1, 8, 16)])
+def test_only_square_images_in_grey_or_colour_are_evaluated(shape):
+    with pytest.raises(ConfigError, match="--model other: draws images"):
+        report.measure_model(SimpleNamespace(shape=shape), SimpleNamespace(model="other"))
+
+
 def test_what_is_not_defined_is_null_in_json_and_said_in_the_table(model, tiny_dataset_dir, tmp_path, monkeypatch):
     """0/0: most test images have exact copies among the images that they are compared with."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))

@@ -48,6 +48,8 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
 
     ConfigError: the model, the data or the classifier are not what an evaluation takes.
     """
+    if model.shape[0] not in (1, 3) or model.shape[1] != model.shape[2]:
+        raise ConfigError(f"--model {config.model}: draws images {model.shape}; an evaluation takes [1 or 3, N, N]")
     steps, variance, bound = model.num_steps(config), model.scheduler.config.variance_type, {}
     if config.bound_images and (variance.startswith("learned") or len(model.scheduler) == 1):
         raise ConfigError("--bound_images: no bound of a learned variance, or of a single timestep; 0 skips it")
