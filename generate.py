@@ -74,8 +74,9 @@ class Output:
             path.parent.mkdir(parents=True, exist_ok=True)
             text = PngInfo()
             text.add_text(KEY, self.key)
-            picture.save(path.with_suffix(".draft"), "PNG", pnginfo=text)
-            path.with_suffix(".draft").replace(path)  # complete or absent, whenever the run is stopped
+            draft = path.with_name(f".{path.name}.draft")
+            picture.save(draft, "PNG", pnginfo=text)
+            draft.replace(path)  # complete or absent, whenever the run is stopped
 
 
 def generate(config: GenerateConfig) -> Output:

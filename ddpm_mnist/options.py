@@ -212,10 +212,20 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
     return defaults
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{twice[0]} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(option: str, path: Path) -> dict:
     """The mapping in a YAML file. ConfigError, which names `option`: it cannot be read, or holds something else."""
     try:
-        values = yaml.safe_load(path.read_bytes())  # YAML knows byte order marks
+        values = yaml.load(path.read_bytes(), UniqueKeys)  # YAML knows byte order marks
     except FileNotFoundError:
         raise ConfigError(f"{option} {path}: no such file; configs/ has some to start from") from None
     except Exception as e:  # of the disk, the encoding and the parser, which raises more than YAMLError
@@ -247,8 +257,8 @@ def run_script(main: Callable[[list[str]], int]) -> int:
         text = str(error) if isinstance(error, ConfigError) else f"{cause_of(error)}; --debug shows where"
         if no_memory:
             text = f"not enough memory ({cause_of(error)}); lower {BATCH_OPTIONS}"
-        rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
-        if rank == "0" or not isinstance(error, ConfigError):  # all processes hit the same ConfigError; one says it
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if first or not isinstance(error, ConfigError):  # the processes of a machine hit the same ConfigError
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -270,7 +280,9 @@ class DataOptions:
     image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
     label_column: str | None = opt(None, "Column of class labels. Default: the only ClassLabel column, if any.")
     center_crop: bool = opt(False, "Crop images that are not square, or of several sizes, to the square in the middle.")
-    dataloader_num_workers: int = opt(0, "Processes that decode the images, once; 0: this one.", at_least=0)
+    dataloader_num_workers: int = opt(
+        0, "Processes that decode the images, once; 0: this one.", at_least=0, at_most=256
+    )
     cache_dir: str | None = opt(None, "Where `datasets` keeps its cache.", path=True)
 
 

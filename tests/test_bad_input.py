@@ -65,6 +65,9 @@ CASES = [  # (arguments, parts of the line)
     (["--lr_scheduler=cosin"], ["--lr_scheduler", "'cosin'"]),
     (["--use_ema=perhaps"], ["--use_ema", "perhaps"]),
     (["--mixed_precision=fp16"], ["--mixed_precision fp16", "needs a GPU"]),
+    (["--dataloader_num_workers=1000000"], ["--dataloader_num_workers", "256"]),
+    (["--config", ""], ["--config: is empty", "a variable that is not set"]),
+    (["--unet.sample_size="], ["--unet.sample_size: is empty", "null is the default"]),
     (["--config=no/such.yaml"], ["--config no/such.yaml", "no such file"]),
     # the model
     (["--unet.block_out_chanels=[8,16]"], ["unet.block_out_chanels", "did you mean block_out_channels"]),
@@ -267,6 +270,12 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert config.learning_rate == 5e-4 and config.use_ema is False
     assert config.unet["norm_eps"] == 1e-6 and config.unet["dropout"] == 0.2 and config.unet["norm_num_groups"] == 4
     assert config.unet["block_out_channels"] == [8, 8, 8, 8] and config.unet["sample_size"] == 32
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "unet: {}\nseed: 1\nunet: {sample_size: 32}\n"])
+def test_a_key_given_twice_is_refused_and_not_lost(tmp_path, text):
+    with pytest.raises(ConfigError, match="--config .*: cannot be read as YAML .(seed|unet) is given twice"):
+        parsed(tmp_path, text)
 
 
 def test_null_is_the_default_unless_the_type_allows_none(tmp_path):

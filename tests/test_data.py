@@ -249,6 +249,19 @@ def test_nothing_is_written_into_the_folder_of_the_images(tmp_path):
     assert list((tmp_path / "cache/ddpm-mnist").glob("pixels-*.arrow"))
 
 
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"garbage", lambda b: b[: len(b) // 2]])
+def test_a_damaged_cache_is_decoded_again(tmp_path, damage):
+    """Also of a column that has the name of one of ours."""
+    images = make_dataset([blob(i) for i in range(20)], TEN.tolist())
+    images.rename_column("image", "pixels").to_parquet(tmp_path / "one.parquet")
+    first = load(tmp_path / "one.parquet", cache_dir=str(tmp_path / "cache")).train.images.clone()
+    for file in (tmp_path / "cache/ddpm-mnist").glob("pixels-*.arrow"):
+        content = file.read_bytes()
+        file.unlink()  # and not overwritten in place: the images above are mapped from it
+        file.write_bytes(damage(content))
+    assert torch.equal(load(tmp_path / "one.parquet", cache_dir=str(tmp_path / "cache")).train.images, first)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
 
 
@@ -280,6 +293,7 @@ BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its
     "the files of MNIST's page": ("set/train-images-idx3-ubyte", JUNK, "running.md"),
     "the same, compressed": ("set/train-images-idx3-ubyte.gz", JUNK, "running.md"),
     "zeros and ones": ("a.parquet", STACK // 255, "the pixels lie between 0 and 1; scale them"),
+    "sixteen levels": ("a.parquet", STACK // 16, "the pixels lie between 0 and 15; scale them"),
     "one image": ("a.parquet", STACK[:1], "the train split has 1 images"),
     "a table of pixels": ("set/train.csv", b"label,pixel0\n1,2\n", "--image_column: name .*pixel0.*running.md"),
     "a test split alone": ("set/test.csv", b"label,pixel0\n1,2\n", "has no train split .test."),

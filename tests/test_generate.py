@@ -356,6 +356,13 @@ def test_generate_draws(model, tmp_path, scheduler, capfd):
     assert Image.open(tmp_path / "grid_trajectory.png").size == (10 * 56, 4 * 56)
 
 
+def test_a_draft_of_the_user_stays(model, tmp_path):
+    (tmp_path / "paper.draft").write_text("mine")
+    args = ["--model", model, "--num_images", 1, "--num_inference_steps", 2, "--output", tmp_path / "paper.png"]
+    assert in_process(generate.main, *args) == 0 and (tmp_path / "paper.draft").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"paper.draft", "paper.png", "paper"}
+
+
 def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path, capfd):
     args = ["--model", model, "--num_images", 2, "--num_inference_steps", 3]
     a, b, again = tmp_path / "a.png", tmp_path / "b.png", [*args, "--output", tmp_path / "a.png"]

@@ -462,6 +462,12 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tm
     assert {"evaluation.json", "train_config.yaml", "train_results.json"} < files.keys()
     for name, content in files.items():
         assert b"secret-user" not in content and str(tmp_path).encode() not in content, name
+    (secret / "out/unet/notes.txt").write_text("secret-user")
+    for name in ("model_index.json", "unet/config.json"):  # as diffusers' save_pretrained notes it
+        config = json.loads((secret / "out" / name).read_text())
+        (secret / "out" / name).write_text(json.dumps(config | {"_name_or_path": "/home/secret-user/out"}))
+        assert json.loads(files_to_push(secret / "out")[name]) == config
+    assert "unet/notes.txt" not in files_to_push(secret / "out")
     published = yaml.safe_load(files["train_config.yaml"])
     expected = {"dataset_name": "mnist", "output_dir": "out", "cache_dir": None}
     assert {name: published[name] for name in expected} == expected

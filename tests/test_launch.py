@@ -98,7 +98,7 @@ def test_each_process_has_a_gpu_or_none_is_seen(monkeypatch, processes, gpus, us
 
 @pytest.mark.parametrize(
     ("ranks", "times"),
-    [({}, 1), ({"RANK": "0"}, 1), ({"RANK": "1"}, 0), ({"RANK": "2", "LOCAL_RANK": "0"}, 1), ({"LOCAL_RANK": "1"}, 0)],
+    [({}, 1), ({"RANK": "0"}, 1), ({"RANK": "1"}, 1), ({"RANK": "2", "LOCAL_RANK": "0"}, 1), ({"LOCAL_RANK": "1"}, 0)],
 )
 def test_an_error_is_printed_once_on_each_machine(monkeypatch, capsys, ranks, times):
     """The second machine may lack what the first one has."""

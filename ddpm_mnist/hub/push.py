@@ -17,7 +17,8 @@ from ..record import CONFIG_FILE, METRICS_FILE, ONNX_FILE, RESULTS_FILE, read_js
 from .card import usage, write_card, written_by_hand
 from .repo import check_repo_id, edited_on_the_hub, hub_errors, make_repo, read_token
 
-FILES = ("model_index.json", "unet/*", "scheduler/*", "pipeline.py", "README.md", "notebook.ipynb", ONNX_FILE)
+CONFIGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+FILES = (*CONFIGS, "unet/diffusion_pytorch_model*", "pipeline.py", "README.md", "notebook.ipynb", ONNX_FILE)
 FILES += ("samples.png", "loss_curve.png", "trajectory.png", "gallery/*.png")
 FILES += (CONFIG_FILE, RESULTS_FILE, METRICS_FILE)
 EVALUATION = ("evaluation.json", "evaluation_*.png")
@@ -112,6 +113,10 @@ def files_to_push(model_dir: Path) -> dict[str, bytes]:
     patterns = FILES + EVALUATION if evaluated else FILES  # else it measured other weights
     paths = sorted(path for pattern in patterns for path in model_dir.glob(pattern) if path.is_file())
     files = {path.relative_to(model_dir).as_posix(): path.read_bytes() for path in paths}
+    for name in CONFIGS:  # diffusers notes where it loaded a pipeline from
+        config = read_json(model_dir / name)
+        if config.pop("_name_or_path", None) is not None:
+            files[name] = json.dumps(config, indent=2).encode()
     settings = read_yaml("--model_dir", model_dir / CONFIG_FILE)
     local = read_json(model_dir / RESULTS_FILE).get("dataset_is_local", True)
     files[CONFIG_FILE] = yaml.safe_dump(without_paths(settings, local), sort_keys=False).encode()

@@ -21,7 +21,7 @@ from .decode import decode_column, has_colour, open_image
 DOCS = 'see "Other images" in docs/running.md'
 MOST_CLASSES = 100_000  # larger numbers identify something else
 LOOKED_AT = 256  # images that decide whether a set has colour
-MIN_CONTRAST = 4  # of 255; a smaller range means unscaled pixels, such as 0 and 1
+MIN_CONTRAST = 32  # of 255; a smaller range means unscaled pixels, such as 0 and 1, or 0 to 16
 
 
 @dataclass

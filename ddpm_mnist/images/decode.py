@@ -78,17 +78,26 @@ def decode_column(images: datasets.Dataset, num_proc: int, cache_dir: str | None
     key = hashlib.sha256(f"{images._fingerprint}, {VERSION}, {how}".encode()).hexdigest()[:16]
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "ddpm-mnist"  # never in the folder of the images
     cache.mkdir(parents=True, exist_ok=True)
-    rows = images.map(
+    decoded = partial(
+        images.map,
         partial(decode_rows, version=VERSION, **how),
         with_indices=True,
         batched=True,
         input_columns=images.column_names,
         remove_columns=images.column_names,
+        features=datasets.Features(pixels=datasets.Value("binary"), shape=datasets.Value("string")),
         num_proc=num_proc or None,
         cache_file_name=str(cache / f"pixels-{key}.arrow"),
         desc="decoding the images (once)",
     )
-    shapes = sorted(rows.unique("shape"))
+    try:
+        rows = decoded()
+        shapes = sorted(rows.unique("shape"))
+    except ConfigError:
+        raise
+    except Exception:  # the cache is damaged, as by a power cut: decode again
+        rows = decoded(load_from_cache_file=False)
+        shapes = sorted(rows.unique("shape"))
     if not how["center_crop"] and (len(shapes) > 1 or len(set(shapes[0].split("x"))) > 1):
         problem = f"images of {shorten(shapes, 3)} are not squares of one size"
         raise ConfigError(f"--dataset_name: {problem}; --center_crop takes the square in the middle of each")

@@ -197,6 +197,8 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     """
     given, arguments = section_options(arguments)
     path = peek(arguments, "config")
+    if path == "":
+        raise ConfigError("--config: is empty (a variable that is not set?)")
     file = Path(path).expanduser() if path else None
     values = read_yaml("--config", file) if file else {}
     sections = {name: values.pop(name, None) or {} for name in SECTIONS}
@@ -237,6 +239,8 @@ def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         if not has_value and not rest:
             raise ConfigError(f"--{name}: needs a value")
         value = value if has_value else rest.pop(0)
+        if not value:
+            raise ConfigError(f"--{name}: is empty (a variable that is not set?); null is the default")
         try:
             found[name] = yaml.safe_load(value)
         except Exception:  # the parser raises more than YAMLError
