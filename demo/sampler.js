@@ -72,11 +72,10 @@ function roundHalfToEven(x) {
 export async function* denoise({ config, sampler, steps, predict, sample, nextNoise, start = Infinity }) {
   const alphasCumprod = makeAlphasCumprod(config);
   const visited = visitedTimesteps(config, steps);
-  const jump = Math.floor(config.num_train_timesteps / steps);
   const timesteps = visited.filter((t) => t <= start);
   for (const [i, t] of timesteps.entries()) { // line 2
     const last = i === timesteps.length - 1;
-    const previousT = sampler === "ddim" ? t - jump : last ? -1 : timesteps[i + 1];
+    const previousT = last ? -1 : timesteps[i + 1];
     const alphaProd = alphasCumprod[t];
     const alphaProdPrev = previousT >= 0 ? alphasCumprod[previousT] : 1;
     const output = await predict(sample, t);
