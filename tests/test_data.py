@@ -239,6 +239,20 @@ def test_the_forms_in_which_people_keep_images_are_read(tmp_path):
             assert any(np.array_equal(image[0], STACK[i]) for i in (label, label + 10)), path
 
 
+def test_the_folder_where_one_is_and_one_of_several_configurations(tmp_path, monkeypatch):
+    rows = make_dataset([blob(i) for i in range(20)], TEN.tolist())
+    rows.to_parquet(tmp_path / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert len(load(".").train) == 19
+    (tmp_path / "train.parquet").rename(tmp_path / "a.parquet")
+    shutil.copy(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in "ab")
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(ConfigError, match="Config name is missing.*name one by --dataset_config_name"):
+        load(tmp_path)
+    assert len(load(tmp_path, dataset_config_name="a").train) == 19
+
+
 def test_nothing_is_written_into_the_folder_of_the_images(tmp_path):
     """`datasets` would write decoded pixels beside what `save_to_disk` saved, and fail on a read-only disk."""
     rows = make_dataset([blob(i) for i in range(20)], TEN.tolist())

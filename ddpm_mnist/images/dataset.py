@@ -161,7 +161,8 @@ def load_splits(option: str, folder: Path, options: DataOptions) -> DatasetDict:
         check_lfs(option, folder)
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {DOCS}") from error
+        cure = "name one by --dataset_config_name" if "Config name is missing" in str(error) else DOCS
+        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {cure}") from error
     if "train" not in splits:
         raise ConfigError(f"{option}: has no train split ({shorten(splits)}); put images into a folder named train")
     return splits.with_format(None)
@@ -174,5 +175,5 @@ def read_local(path: Path, options: DataOptions) -> DatasetDict:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-    folder, file = (path, None) if path.is_dir() else (path.absolute().parent, path.name)
+    folder, file = (path.absolute(), None) if path.is_dir() else (path.absolute().parent, path.name)
     return datasets.load_dataset(str(folder), options.dataset_config_name, data_files=file, cache_dir=options.cache_dir)
