@@ -1,7 +1,7 @@
 """Sampling: the samplers, the random stream of each image, and pictures of samples.
 
 The loop over the timesteps, Algorithm 2, is `denoise` in `pipeline.py`, the file that travels with a conditional model,
-so that anyone's pipeline and this repo draw the same images.
+so that its pipeline and this repo draw by the same code.
 """
 
 import torch

@@ -104,7 +104,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 def test_images_of_other_sizes_are_cropped_only_if_asked(tmp_path):
     bars = np.zeros((20, 60), np.uint8)
-    bars[:, 20:40] = np.arange(20)
+    bars[:, 20:40] = 10 * np.arange(20)
     wide = folder(tmp_path / "wide", [Image.fromarray(bars)] * 4)
     mixed = folder(tmp_path / "mixed", [blob(i, size=28 + i % 2) for i in range(6)])
     for name, part in ((wide, "60x20"), (mixed, "28x28, 29x29")):
