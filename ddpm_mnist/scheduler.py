@@ -39,7 +39,7 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         The others: see `diffusers.DDPMScheduler`.
 
     Raises:
-        ValueError: `prediction_type` is unknown. NotImplementedError: `beta_schedule` is.
+        ValueError: unknown `prediction_type`. NotImplementedError: unknown `beta_schedule`.
     """
 
     @wraps(diffusers.DDPMScheduler.__init__)  # its signature is the list of options and their defaults

@@ -248,7 +248,7 @@ def test_the_folder_where_one_is_and_one_of_several_configurations(tmp_path, mon
     shutil.copy(tmp_path / "a.parquet", tmp_path / "b.parquet")
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in "ab")
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    with pytest.raises(ConfigError, match="Config name is missing.*name one by --dataset_config_name"):
+    with pytest.raises(ConfigError, match="Config name is missing.*choose one with --dataset_config_name"):
         load(tmp_path)
     assert len(load(tmp_path, dataset_config_name="a").train) == 19
 

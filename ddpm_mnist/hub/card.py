@@ -106,7 +106,8 @@ def usage(repo_id: str, model_dir: Path, revision: str | None = None) -> str:
     conditional = num_classes(model_dir) is not None
     what = "class_labels=[0] * 4" if conditional else "batch_size=4"
     variance = read_json(model_dir / "scheduler" / "scheduler_config.json").get("variance_type")
-    what += "" if variance == "fixed_large" else ", num_inference_steps=50"  # too much noise in jumps: `make_sampler`
+    if variance != "fixed_large":  # with it, skipping timesteps adds too much noise: see `make_sampler`
+        what += ", num_inference_steps=50"
     return f"""from diffusers import DiffusionPipeline
 
 pipe = {from_pretrained(repo_id, conditional, revision)}

@@ -161,7 +161,7 @@ def load_splits(option: str, folder: Path, options: DataOptions) -> DatasetDict:
         check_lfs(option, folder)
         if isinstance(error, ConfigError):
             raise
-        cure = "name one by --dataset_config_name" if "Config name is missing" in str(error) else DOCS
+        cure = "choose one with --dataset_config_name" if "Config name is missing" in str(error) else DOCS
         raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {cure}") from error
     if "train" not in splits:
         raise ConfigError(f"{option}: has no train split ({shorten(splits)}); put images into a folder named train")
