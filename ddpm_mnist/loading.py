@@ -141,11 +141,13 @@ def load_model(name: str) -> Model:
         unet = unet.to(default_device()).eval()
         if checkpoint:
             run = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["run"]
+            scheduler = DDPMScheduler(**run["scheduler"])
             null = run["unet"]["num_class_embeds"] - 1 if run["class_dropout_prob"] else None
-            return Model(unet, DDPMScheduler(**run["scheduler"]), null)
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        scheduler.set_timesteps(1)  # an unknown timestep_spacing fails now, and not while sampling
-        null = DiffusionPipeline.load_config(folder).get("null_class_label")
+        else:
+            scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+            null = DiffusionPipeline.load_config(folder).get("null_class_label")
         if null is not None and null != (unet.config.num_class_embeds or 0) - 1:
             raise ValueError(f"null_class_label {null!r} is not the last of {unet.config.num_class_embeds} classes")
-        return Model(unet, scheduler, null)
+        model = Model(unet, scheduler, null)
+        model.draw_images([0], SampleOptions(num_inference_steps=min(2, len(scheduler))))  # what cannot draw fails now
+        return model

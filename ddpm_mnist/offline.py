@@ -15,7 +15,6 @@ from .errors import ConfigError, first_line
 
 MODEL_FILES = ["*.json", "*.yaml", "scheduler/*.json", "unet/*.json"]  # of a model, all that is downloaded
 MODEL_FILES += [f"unet/diffusion_pytorch_model{part}.safetensors" for part in ("", "-*-of-*")]
-NOT_CACHED = "the Hub cannot be reached, and the cache does not hold it; check the network, or name a local folder"
 ADVICE = {  # by HTTP status
     401: "the Hub does not know this token; `hf auth login` again, or make a new one",
     403: "the token may not do this; make one that may (to push: with the role 'write', under your own name)",
@@ -58,7 +57,9 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
             f"{option} {name}: not on this disk, and not on the Hub, or private; check it, or `hf auth login`"
         ) from None
     except Exception as error:  # the Hub refuses; or nothing answers, in the words of the network library of the day
-        refusal = explain(error) if isinstance(error, HfHubHTTPError) else NOT_CACHED
+        why = type(error).__name__  # its text may hold the token
+        refusal = f"the Hub cannot be reached ({why}), and the cache does not hold it; check the network"
+        refusal = explain(error) if isinstance(error, HfHubHTTPError) else f"{refusal}, or name a local folder"
     try:
         cached = refusal is not None
         return Path(snapshot_download(repo_id, allow_patterns=files, local_files_only=cached, **where))

@@ -205,6 +205,8 @@ def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> 
             raise ConfigError(f"--config {file}: --{key} {value}: must be one value")
         if isinstance(value, bool) and get_origin(types[key]) is Literal:
             value = "yes" if value else "no"  # YAML reads an unquoted no as False
+        if isinstance(value, (bool, float)) and str in (types[key], *get_args(types[key])):  # 1.10 would be 1.1
+            raise ConfigError(f"--config {file}: --{key} {value}: must be text; put it in quotes")
         if value is not None:
             defaults[key] = str(value)
         elif NoneType in get_args(types[key]):

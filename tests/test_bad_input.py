@@ -272,9 +272,17 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert config.unet["block_out_channels"] == [8, 8, 8, 8] and config.unet["sample_size"] == 32
 
 
-@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "unet: {}\nseed: 1\nunet: {sample_size: 32}\n"])
-def test_a_key_given_twice_is_refused_and_not_lost(tmp_path, text):
-    with pytest.raises(ConfigError, match="--config .*: cannot be read as YAML .(seed|unet) is given twice"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "cannot be read as YAML .seed is given twice"),
+        ("unet: {}\nseed: 1\nunet: {sample_size: 32}\n", "cannot be read as YAML .unet is given twice"),
+        ("output_dir: 1.10", "--output_dir 1.1: must be text; put it in quotes"),
+        ("hub_model_id: no", "--hub_model_id False: must be text; put it in quotes"),
+    ],
+)
+def test_what_yaml_would_lose_or_change_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=f"--config .*: {message}"):
         parsed(tmp_path, text)
 
 
