@@ -36,7 +36,7 @@ class EvaluateConfig(DataOptions, SampleOptions):
 def parse_args(arguments: list[str]) -> EvaluateConfig:
     """Read the options. Those of the dataset default to what the model was trained with.
 
-    ConfigError: an option cannot be right; or the model was trained on a local set that is not here.
+    ConfigError: an option is invalid; or the model was trained on a local dataset that does not exist.
     """
     folder = record_of(peek(arguments, "model"))
     file, results = folder / CONFIG_FILE, read_json(folder / RESULTS_FILE)
@@ -45,7 +45,7 @@ def parse_args(arguments: list[str]) -> EvaluateConfig:
     config = read_options(EvaluateConfig, arguments, __doc__.splitlines()[0], file, values)
     local, name = results.get("dataset_is_local", False), config.dataset_name
     if local and name == values.get("dataset_name") and not Path(name).exists():
-        raise ConfigError(f"--dataset_name: the model was trained on {name}, which is not here; say where it is")
+        raise ConfigError(f"--dataset_name: the model was trained on {name}, which does not exist; give its path")
     return config
 
 
@@ -62,7 +62,7 @@ def record_of(model: str | None) -> Path:
 def evaluate(config: EvaluateConfig) -> str:
     """Measure, write the results and return them as text.
 
-    ConfigError: an option cannot be right, or the model, the data or the classifier are not what it takes.
+    ConfigError: an option is invalid, or the model or the data cannot be evaluated.
     """
     if config.bound_images == 1:
         raise ConfigError("--bound_images 1: must be 2 or more for an interval, or 0 for no bound")

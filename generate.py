@@ -1,4 +1,4 @@
-"""Draw images from a trained model: a grid, the single images, and how they came out of the noise.
+"""Draw images from a trained model: a grid, the single images, and the steps from noise to image.
 
 python generate.py --model ddpm-mnist --num_images 64 --save_trajectory
 """
@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.options import SampleOptions, opt, read_options, run_script
 
-KEY = "ddpm-mnist"  # name of the text in a PNG that says by which model and settings it was drawn
+KEY = "ddpm-mnist"  # text field of a PNG, for a hash of the model and the settings
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class GenerateConfig(SampleOptions):
     output: str = opt(
         "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
     )
-    grid_only: bool = opt(False, "Only the grid: without single images, an interrupted run starts over.")
-    save_trajectory: bool = opt(False, "Also a picture of ten of the steps: x_{t-1}, and the x_0 predicted from x_t.")
-    overwrite: bool = opt(False, "Replace pictures of other settings.")
+    grid_only: bool = opt(False, "Save only the grid; an interrupted run then starts over.")
+    save_trajectory: bool = opt(False, "Also save a picture of ten steps: x_{t-1}, and the x_0 predicted from x_t.")
+    overwrite: bool = opt(False, "Replace pictures drawn with other settings.")
 
 
 class Output:
-    """Where the pictures of a run go. Each holds a key of how it was drawn, by which a repeated run knows it again.
+    """Where the pictures of a run go. Each stores a key of its model and settings: a repeated run reuses it.
 
     ConfigError: a picture cannot be written.
     """
@@ -49,14 +49,14 @@ class Output:
                 raise ConfigError(f"--output {self.grid}: {problem}")
 
     def check(self, key: str, overwrite: bool) -> None:
-        """ConfigError: there is a picture of another key that nobody asked to replace."""
+        """ConfigError: a picture with another key exists and may not be replaced."""
         self.key = key
         others = set(self.singles.glob("[0-9]" * 5 + ".png")) if self.singles else set()  # of a run that drew more
         advice = dict.fromkeys(() if overwrite else self.paths, "give --overwrite, or name another")
         advice |= dict.fromkeys(others.difference(self.paths), "it would stay; move it")
         for path, what in advice.items():
             if path.exists() and self.read(path) is None:
-                raise ConfigError(f"--output {self.grid}: {path} exists, and is not of these settings; {what}")
+                raise ConfigError(f"--output {self.grid}: {path} exists, but does not match these settings; {what}")
 
     def single(self, number: int) -> Path | None:
         """Where image `number` goes; None if single images are not saved."""
@@ -80,7 +80,7 @@ class Output:
 
 
 def generate(config: GenerateConfig) -> Output:
-    """Draw and save; returns where. ConfigError: an option cannot be right, or the model not be loaded."""
+    """Draw and save; returns where. ConfigError: an option is invalid, or the model cannot be loaded."""
     output, trajectory = Output(config), []
     from tqdm.auto import tqdm  # here and not above, so that --help need not wait for torch
 

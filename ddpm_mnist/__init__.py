@@ -3,7 +3,7 @@
 import importlib
 import os
 
-# Threads that wait at a barrier sleep after a short spin: beside other work a run that spins is many times slower.
+# OpenMP threads at a barrier sleep after a short spin: longer spins are many times slower beside other work.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # both are read when torch is imported
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # no spin at all would cost an idle machine 15%

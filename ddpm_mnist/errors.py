@@ -40,7 +40,7 @@ def shorten(names: Iterable, limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def nearest(key: str, known: list[str]) -> str:
+def suggestion(key: str, known: list[str]) -> str:
     """A hint at the known key that `key` may have meant."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     return f"did you mean {close[0]}?" if close else f"known: {shorten(sorted(known))}"
@@ -61,7 +61,7 @@ def writable_problem(folder: Path) -> str | None:
 def file_problem(path: Path) -> str | None:
     """Why a file cannot be written, or replaced if it exists; None if it can."""
     if path.is_dir():
-        return f"{path} is a folder, and a file goes there; name another, or move it"
+        return f"{path} is a folder, but must be a file; name another, or move it"
     if path.is_symlink() and not path.exists():
         return f"{path} is a broken link; remove it, or name another"
     if path.exists() and not may_write(path, os.W_OK):

@@ -16,14 +16,14 @@ from .errors import ConfigError, check_lfs, first_line
 from .offline import model_folder
 from .options import SampleOptions
 from .pipeline import Step, count_classes, denoise, guided
-from .sampling import DEFAULT_STEPS, labels_for, make_sampler, noise_of
+from .sampling import DEFAULT_STEPS, initial_noise, labels_for, make_sampler
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
 
 
 @dataclass
 class Model:
-    """A trained model: `unet` in eval mode, its noise schedule, and the label that stands for none, or None."""
+    """A trained model: `unet` in eval mode, its noise schedule, and the label for "no class", if any."""
 
     unet: UNet2DModel
     scheduler: DDPMScheduler
@@ -41,7 +41,7 @@ class Model:
         return (self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     def num_steps(self, options: SampleOptions) -> int:
-        """How many steps the sampler takes. ConfigError: it cannot take so many; guidance of a model without it."""
+        """The number of sampling steps. ConfigError: too many, or guidance for a model trained without it."""
         name, steps, T = options.scheduler, options.num_inference_steps, len(self.scheduler)
         for guidance in ("guidance_scale", "guidance_min_log_snr") if self.null_class_label is None else ():
             value = getattr(options, guidance)
@@ -79,7 +79,7 @@ class Model:
             labels = labels_for(chunk.tolist(), self.num_classes, class_label)
             labels = labels if labels is None else labels.to(device)
             guidance = options.guidance_scale, self.null_class_label, options.guidance_min_log_snr
-            noise, generators = noise_of(options.seed, chunk.tolist(), self.shape, device)
+            noise, generators = initial_noise(options.seed, chunk.tolist(), self.shape, device)
             predict = guided(unet, sampler, labels, *guidance)
             for step in denoise(predict, sampler, noise, steps, generators):
                 if step.last and not step.prev_sample.isfinite().all():
@@ -112,16 +112,16 @@ def use_cpu_is_set() -> bool:
 
 
 def default_device() -> torch.device:
-    """The accelerator of this machine (CUDA, MPS ...), as in training; the CPU without one or by ACCELERATE_USE_CPU."""
+    """This machine's accelerator (CUDA, MPS ...); the CPU if it has none or ACCELERATE_USE_CPU is set."""
     if use_cpu_is_set() or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.accelerator.current_accelerator()
 
 
 def load_model(name: str) -> Model:
-    """A pipeline (folder or Hub id) or a checkpoint folder, on this machine's accelerator if it has one.
+    """Load a pipeline (folder or Hub id) or a checkpoint folder, onto this machine's accelerator if any.
 
-    Of a checkpoint, the averaged weights if it has them. ConfigError: there is no model, or it cannot be read.
+    A checkpoint's averaged weights are used if saved. ConfigError: there is no model, or it cannot be read.
     """
     what, folder = f"--model {name}", model_folder(name)
     checkpoint = is_checkpoint(folder)

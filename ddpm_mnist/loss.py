@@ -30,11 +30,11 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
 def guided_target(target: Tensor, strong: Tensor, weak: Tensor, scale: float) -> Tensor:
     """The target plus (scale - 1) times the strong network's output minus the weak one's.
 
-    A strong network makes the errors of a weak one, but smaller, so going on in the direction from weak to strong gives
+    A strong network makes the same errors as a weak one, but smaller, so extrapolating from weak to strong gives
     better images. Karras et al. 2024 (https://arxiv.org/abs/2406.02507) draw with weak + w (strong - weak). Here the
     difference moves the target, so that one network learns it (Tang et al. 2025, https://arxiv.org/abs/2502.12154). A
-    network whose own average is the strong one ends at w = 1 / (2 - scale). All tensors are `[B, C, H, W]`, and scale
-    is at least 1, no guide, and below 2.
+    network that is itself the strong one converges to w = 1 / (2 - scale). All tensors are `[B, C, H, W]`;
+    1 <= scale < 2, and 1 is no guide.
     """
     return target + (scale - 1) * (strong - weak)
 

@@ -1,4 +1,4 @@
-"""What the Hub answers: one quick question, without its client's minutes of retries, and its errors in one line."""
+"""Reading from the Hub: one quick check in place of minutes of retries, and errors in one line."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from .errors import ConfigError, first_line
 MODEL_FILES = ["*.json", "*.yaml", "scheduler/*.json", "unet/*.json"]  # of a model, all that is downloaded
 MODEL_FILES += [f"unet/diffusion_pytorch_model{part}.safetensors" for part in ("", "-*-of-*")]
 ADVICE = {  # by HTTP status
-    401: "the Hub does not know this token; `hf auth login` again, or make a new one",
-    403: "the token may not do this; make one that may (to push: with the role 'write', under your own name)",
+    401: "the Hub rejects this token; `hf auth login` again, or make a new one",
+    403: "this token lacks the permission (to push: the role 'write', and a repo under your own name)",
     404: "the repo does not exist, or the token may not see it; check the name",
     409: "somebody else changed it at the same time; run this again",
-    429: "the Hub asks to wait; run this again in some minutes",
+    429: "too many requests; run this again in a few minutes",
 }
 
 
@@ -35,13 +35,13 @@ def explain(error: Exception) -> str:
         status = error.response.status_code
         trouble = "the Hub has trouble; run this again later" if status >= 500 else first_line(error)
         return f"{status}: {ADVICE.get(status, trouble)}"
-    return f"the Hub cannot be reached, or broke off ({first_line(error)}); check the network and run this again"
+    return f"the connection to the Hub failed ({first_line(error)}); check the network and run this again"
 
 
 def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None = None) -> Path:
     """The folder in the cache with what the Hub holds at USER/NAME or USER/NAME@REVISION (branch, tag or commit).
 
-    Where the Hub does not answer or refuses, it is what it held before. `files`: patterns; None: all files.
+    If the Hub refuses or is unreachable, the cached copy. `files`: patterns; None: all files.
 
     ConfigError: the Hub has no such repo or revision; or it refuses (an old token, too many questions) or cannot be
     reached, and the cache has none.
@@ -54,9 +54,9 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
         raise ConfigError(f"{option} {name}: the repo has no such revision; name a branch, a tag or a commit") from None
     except (RepositoryNotFoundError, GatedRepoError, HFValidationError):
         raise ConfigError(
-            f"{option} {name}: not on this disk, and not on the Hub, or private; check it, or `hf auth login`"
+            f"{option} {name}: no such path, and missing or private on the Hub; check it, or `hf auth login`"
         ) from None
-    except Exception as error:  # the Hub refuses; or nothing answers, in the words of the network library of the day
+    except Exception as error:  # the Hub refuses or is unreachable; network libraries have errors of their own
         why = type(error).__name__  # its text may hold the token
         refusal = f"the Hub cannot be reached ({why}), and the cache does not hold it; check the network"
         refusal = explain(error) if isinstance(error, HfHubHTTPError) else f"{refusal}, or name a local folder"
@@ -74,8 +74,3 @@ def model_folder(name: str) -> Path:
     if "/" not in name:
         raise ConfigError(f"--model {name}: no such folder; first, accelerate launch train_ddpm_mnist.py")
     return hub_folder("--model", name, "model", MODEL_FILES)
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit that `hub_folder` found on the Hub; None for a local folder."""
-    return folder.name if folder.parent.name == "snapshots" else None

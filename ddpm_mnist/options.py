@@ -1,7 +1,7 @@
 """How options are declared, checked and read; and the options that several commands share.
 
 Each command has a dataclass of options, whose fields are made by `opt`: default, help and rules stand together. A YAML
-file may change the defaults, and the command line wins over both. A value that cannot be right is a `ConfigError`.
+file may change the defaults, and the command line wins over both. An invalid value is a `ConfigError`.
 Nothing here imports torch, so that `--help` and a wrong option are answered at once.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import ConfigError, cause_of, nearest
+from .errors import ConfigError, cause_of, suggestion
 
 Options = TypeVar("Options")
 
@@ -188,7 +188,7 @@ def no_such_option(cls: type, argument: str) -> ConfigError:
     option = use.partition(" ")[0].rstrip(",")
     if option in known + sections or (option and not option.startswith("--")):
         return ConfigError(f"{name}: no such option; use {use}")
-    return ConfigError(f"{name}: no such option; {nearest(name, known)}")
+    return ConfigError(f"{name}: no such option; {suggestion(name, known)}")
 
 
 def defaults_from_file(cls: type, file: Path | None, values: dict[str, Any]) -> dict[str, Any]:
@@ -279,12 +279,10 @@ class DataOptions:
         "ylecun/mnist", "USER/NAME or USER/NAME@REVISION on the Hub, or a local folder or file.", path=True
     )
     dataset_config_name: str | None = opt(None, "The dataset's configuration, if it has several.")
-    image_column: str | None = opt(None, "Column of images. Default: the only one there is.")
+    image_column: str | None = opt(None, "Column of images. Default: the only Image column.")
     label_column: str | None = opt(None, "Column of class labels. Default: the only ClassLabel column, if any.")
-    center_crop: bool = opt(False, "Crop images that are not square, or of several sizes, to the square in the middle.")
-    dataloader_num_workers: int = opt(
-        0, "Processes that decode the images, once; 0: this one.", at_least=0, at_most=256
-    )
+    center_crop: bool = opt(False, "Crop images to the central square; needed unless all are square and of one size.")
+    dataloader_num_workers: int = opt(0, "Worker processes for decoding images; 0: none.", at_least=0, at_most=256)
     cache_dir: str | None = opt(None, "Where `datasets` keeps its cache.", path=True)
 
 
@@ -302,7 +300,7 @@ class SampleOptions:
     )
     num_inference_steps: int | None = opt(None, "Steps. Default: 50; dpmsolver: 20. The paper: all 1000.", at_least=1)
     guidance_scale: float = opt(
-        1.5, "Guidance of a conditional model: more is clearer and less varied; 1: none.", at_least=-1000, at_most=1000
+        1.5, "For a conditional model: higher is clearer but less varied; 1: no guidance.", at_least=-1000, at_most=1000
     )
     guidance_min_log_snr: float = opt(
         -2.0, "Guide where log SNR(t) is at least this, for variety; -1000: everywhere.", at_least=-1000, at_most=1000

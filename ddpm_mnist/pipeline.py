@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def denoise(
     arguments = step_arguments(sampler, generator)
     for i, t in enumerate(timesteps):  # line 2
         last = i == len(timesteps) - 1
-        if isinstance(sampler, DDIMScheduler):  # it goes to t - T // num_inference_steps, wherever the next t is
+        if isinstance(sampler, DDIMScheduler):  # its step would go to t - T // num_inference_steps; go to the next t
             gap = int(t) - (-1 if last else int(timesteps[i + 1]))
             sampler.num_inference_steps = Fraction(sampler.config.num_train_timesteps, gap)
         model_output = predict(sampler.scale_model_input(sample, t), t)
@@ -86,7 +87,7 @@ def guided(
     Args:
         class_labels: `[B]` int64; None for a U-Net without classes.
         guidance_scale: 1 is the conditional prediction itself, and costs half.
-        null_class_label: the label that stands for none; None for a U-Net that was trained without one.
+        null_class_label: the label for "no class"; None for a U-Net that was trained without one.
     """
     alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)  # EDM's schedulers have none
 
@@ -107,8 +108,8 @@ def guided(
 def step_arguments(sampler, generator) -> dict:
     """The arguments of `sampler.step` beyond prediction, timestep and sample, as far as it takes them.
 
-    DDIM clips the predicted x_0 but goes on with the noise as predicted, which then belongs to another x_0, unless told
-    otherwise. The mistake adds up over the steps, and guidance makes it large: digits turn into blobs.
+    By default DDIM clips the predicted x_0 but keeps the predicted noise, which then no longer matches it. The error
+    accumulates over the steps, and guidance amplifies it: digits turn into blobs.
     """
     parameters = inspect.signature(sampler.step).parameters
     arguments = {"generator": generator, "use_clipped_model_output": bool(sampler.config.get("clip_sample"))}
@@ -134,7 +135,7 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
         spacing = "trailing" if plain else "linspace"
         scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
         scheduler.set_timesteps(num_inference_steps, device=device)
-    if plain:  # "trailing": rounding makes one too many of some numbers, -1
+    if plain:  # "trailing": rounding may add a timestep, -1
         scheduler.timesteps = scheduler.timesteps[scheduler.timesteps >= 0]
     return scheduler
 
@@ -144,23 +145,24 @@ def apply_umask(folder: str | Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     for path in Path(folder).rglob("*.safetensors"):
-        path.chmod(0o666 & ~umask)
+        with suppress(OSError):  # a network disk may refuse
+            path.chmod(0o666 & ~umask)
 
 
 class ClassConditionalDDPMPipeline(DiffusionPipeline):
     """Draws images of given classes. `null_class_label`: see `guided`; saved in model_index.json."""
 
     model_cpu_offload_seq = "unet"
-    _source = Path(__file__).read_bytes()  # now: diffusers may soon put another version in the place of this file
+    _source = Path(__file__).read_bytes()  # read now: diffusers may replace the file by another version
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, null_class_label: int | None = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(null_class_label=null_class_label)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """As in diffusers, and this file with it, which `model_index.json` names, so that the folder loads again."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_config(self, save_directory, **kwargs) -> None:
+        """The last part of `save_pretrained`: also this file, which `model_index.json` names, so that both load."""
+        super().save_config(save_directory, **kwargs)
         apply_umask(save_directory)
         (Path(save_directory) / "pipeline.py").write_bytes(self._source)
         index = Path(save_directory) / "model_index.json"
@@ -182,7 +184,7 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: which classes; a whole number, or a list, array or tensor of them.
-            guidance_scale: 1 for none; more makes the images plainer and more alike. Default: 1.5, or 1 for a model
+            guidance_scale: 1 for none; higher is clearer but less varied. Default: 1.5, or 1 for a model
                 that was trained without label dropout.
             generator, num_inference_steps, output_type, return_dict: as in `diffusers.DDPMPipeline`.
             guidance_min_log_snr: see `guided`; -math.inf guides at all timesteps.

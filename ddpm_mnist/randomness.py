@@ -1,6 +1,6 @@
-"""Every random number of a run is a function of the seed and its purpose, not of a state.
+"""Every random number is a function of (seed, purpose, number), not of a generator's state.
 
-So a run can stop anywhere and go on, or be spread over more processes, and draw the same numbers.
+So a run draws the same numbers after it was resumed, and with any number of processes.
 """
 
 import numpy as np
@@ -66,7 +66,7 @@ def draw_noise_and_timesteps(
     return noise, torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
 
 
-def draw_rows(
+def draw_mask(
     seed: int, purpose: str, number: int, probability: float, global_batch: int, rows: slice, device: torch.device
 ) -> Tensor:
     """`[B]`, bool: true with this probability, for these rows of global batch `number`.

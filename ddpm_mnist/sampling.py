@@ -23,10 +23,10 @@ DEFAULT_STEPS = {"ddpm": 50, "ddim": 50, "dpmsolver": 20}  # docs/results.md has
 def make_sampler(name: str, config, num_inference_steps: int):
     """The scheduler of that name in `SAMPLERS`, for the noise schedule that `config` describes.
 
-    `fixed_large` is for single timesteps: beta_t of a jump over many is too much noise (DDIM, Song et al. 2021,
-    https://arxiv.org/abs/2010.02502, table 1). In fewer steps than timesteps, ddpm therefore takes `fixed_small`, and
-    is then DDIM with eta 1. DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) takes its form with noise,
-    which draws better digits. ConfigError: the scheduler refuses this config.
+    `fixed_large` suits single timesteps only: for a longer jump, beta_t is too much noise (DDIM, Song et al. 2021,
+    https://arxiv.org/abs/2010.02502, table 1). With fewer steps than timesteps, ddpm therefore uses `fixed_small`,
+    which makes it DDIM with eta 1. DPM-Solver++ (Lu et al. 2022, https://arxiv.org/abs/2211.01095) is used in its SDE
+    form, which draws better digits. ConfigError: the scheduler refuses this config.
     """
     few = num_inference_steps < config.num_train_timesteps
     change = {"variance_type": "fixed_small"} if few and config.get("variance_type") == "fixed_large" else {}
@@ -38,7 +38,7 @@ def make_sampler(name: str, config, num_inference_steps: int):
         raise ConfigError(f"--scheduler {name}: {first_line(error)}; use ddpm") from error
 
 
-def noise_of(
+def initial_noise(
     seed: int, numbers: list[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, list[torch.Generator]]:
     """x_T ~ N(0, I) of these images of a seed, `[len(numbers), *shape]`, and the generator of each for its steps.
@@ -50,7 +50,7 @@ def noise_of(
 
 
 def labels_for(numbers: range | list[int], num_classes: int | None, class_label: int | None = None) -> Tensor | None:
-    """The class that each image is asked to be: `class_label`, or counting through all. None: no classes."""
+    """The class of each image, `[N]` int64: `class_label`, or all in turn. None: no classes."""
     if num_classes is None:
         return None
     return torch.tensor([number % num_classes if class_label is None else class_label for number in numbers])

@@ -131,7 +131,7 @@ class Downsample2D(nn.Module):
 
 
 def is_plain(conv: nn.Conv2d) -> bool:
-    """Whether its weight tells all that the layer does: no LoRA, offloading, casting or hook has changed it."""
+    """Whether the layer is a plain Conv2d, not changed by LoRA, offloading, casting or hooks."""
     changed = "forward" in vars(conv) or conv._forward_hooks or conv._forward_pre_hooks
     return type(conv) is nn.Conv2d and not changed
 
@@ -380,7 +380,7 @@ def is_usual(config: dict) -> bool:
 
 
 def check_options(config: dict) -> None:
-    """Raise a ValueError for what diffusers takes in silence, or PyTorch refuses without the option's name."""
+    """Raise a ValueError for options that diffusers silently accepts, or PyTorch rejects without naming them."""
     widths, head_dim = config["block_out_channels"], config["attention_head_dim"]
     for name, divided in (("norm_num_groups", widths), ("attn_norm_num_groups", widths[-1:])):
         groups = config[name]

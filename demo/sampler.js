@@ -25,7 +25,7 @@ function makeBetas({ num_train_timesteps: T, beta_start, beta_end, beta_schedule
   }
 }
 
-// What of a scheduler's config the functions below do not know, in words; null if they know all of it.
+// A setting of a scheduler's config that the functions below do not support, in words; or null.
 export function unknownSetting(config) {
   const known = {
     beta_schedule: ["linear", "scaled_linear", "squaredcos_cap_v2"],

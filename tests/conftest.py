@@ -116,11 +116,9 @@ def trained(dataset_dir: str, output_dir: Path, **options) -> Path:
 
 @pytest.fixture
 def train(dataset_dir, tmp_path):
-    """train("name", **options) -> output folder, run in this process; `main` may be another `train` function."""
+    """train("name", **options) -> output folder; runs in this process."""
     import train_ddpm_mnist
     from ddpm_mnist.training.config import parse_args
-
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def run(name: str, **options) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -129,15 +127,11 @@ def train(dataset_dir, tmp_path):
         assert code == 0
         return tmp_path / name
 
-    yield run
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return run
 
 
 def python(*args, processes: int = 1, cwd: Path = ROOT, **env) -> subprocess.CompletedProcess:
-    """Run Python, or torchrun with so many processes, in a real subprocess; text output is captured."""
+    """Run Python, or torchrun with N processes, in a real subprocess; text output is captured."""
     command = [sys.executable, *map(str, args)]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, in_process, make_dataset
+from conftest import in_process, make_dataset
 from PIL import Image
 
 import evaluate
@@ -13,7 +13,6 @@ import push_to_hub
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.images.dataset import load_data
 from ddpm_mnist.options import DataOptions
-from ddpm_mnist.training.config import parse_args
 
 
 def patch(i: int) -> Image.Image:
@@ -71,12 +70,3 @@ def test_a_set_in_colour_from_training_to_the_push(tmp_path, train, monkeypatch,
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "trained on " in card and "digit" not in card and table in card
     assert not capsys.readouterr().err
-
-
-def test_the_configs_of_other_sets_name_their_set():
-    for name, dataset, size in (
-        ("fashion_mnist", "zalando-datasets/fashion_mnist", 28),
-        ("cifar10", "uoft-cs/cifar10", 32),
-    ):
-        config = parse_args(["--config", str(ROOT / f"configs/{name}.yaml")])
-        assert (config.dataset_name, config.unet["sample_size"], config.unet["in_channels"]) == (dataset, size, None)

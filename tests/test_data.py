@@ -115,13 +115,6 @@ def test_images_of_other_sizes_are_cropped_only_if_asked(tmp_path):
     assert images.shape == (3, 1, 20, 20) and np.array_equal(images[0, 0], bars[:, 20:40])
 
 
-def test_transparency_becomes_white(tmp_path):
-    pixels = np.zeros((28, 28, 4), np.uint8)
-    pixels[9:19, 9:19, 3] = 255
-    images = load(folder(tmp_path / "set", [Image.fromarray(pixels)] * 6)).train.images
-    assert images[0, 0, 14, 14] == 0 and images[0, 0, 0, 0] == 255
-
-
 def test_bad_files_are_named_by_any_number_of_processes(tmp_path):
     name = folder(tmp_path / "set", [blob(i) for i in range(9)])
     for i in (1, 3, 4, 6, 7):
@@ -311,7 +304,8 @@ BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its
     "one image": ("a.parquet", STACK[:1], "the train split has 1 images"),
     "a table of pixels": ("set/train.csv", b"label,pixel0\n1,2\n", "--image_column: name .*pixel0.*running.md"),
     "a test split alone": ("set/test.csv", b"label,pixel0\n1,2\n", "has no train split .test."),
-    "no such folder": ("none", None, "not on this disk"),
+    "a pattern": ("faces [28].parquet", STACK, r"reads \[, \* and \? in a path as a pattern; rename it"),
+    "no such folder": ("none", None, "no such path"),
 }
 
 
@@ -322,7 +316,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name):
     path.parent.mkdir(exist_ok=True, parents=True)
     if isinstance(content, np.ndarray):
         datasets.Dataset.from_dict({"image": [Image.fromarray(image) for image in content]}).to_parquet(path)
-    elif content is not None:
+    else:
         path.write_bytes(content)
     set_of_images = path.parent if path.parent.name == "set" else path
     with pytest.raises(ConfigError, match=part) as error:

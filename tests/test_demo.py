@@ -26,7 +26,7 @@ from PIL import Image
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.pipeline import denoise, guided
-from ddpm_mnist.sampling import make_sampler, noise_of, to_uint8
+from ddpm_mnist.sampling import initial_noise, make_sampler, to_uint8
 from ddpm_mnist.training.export import export_pipeline
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -442,10 +442,10 @@ def test_the_pages_sampler_draws_what_ours_draws(browser, runtime, with_labels, 
         for name, steps, scale, start, change in CASES:
             scheduler = DDPMScheduler(**change)
             sampler = make_sampler(name, scheduler.config, steps)
-            x_T, generators = noise_of(0, [0, 1], (1, 28, 28))
+            x_T, generators = initial_noise(0, [0, 1], (1, 28, 28))
             predict = guided(unet, sampler, labels, scale, LABELS - 1, -2.0)
             ours = list(denoise(predict, sampler, x_T, steps, generators, start))
-            _, again = noise_of(0, [0, 1], (1, 28, 28))
+            _, again = initial_noise(0, [0, 1], (1, 28, 28))
             noises = [x_T] + [torch.stack([torch.randn(1, 28, 28, generator=g) for g in again]) for _ in range(steps)]
             asked = {"config": json.loads(scheduler.to_json_string()), "sampler": name, "steps": steps, "start": start}
             asked |= {"labels": labels.tolist(), "scale": scale, "noises": [n.flatten().tolist() for n in noises]}

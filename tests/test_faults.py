@@ -389,7 +389,7 @@ def test_a_checkpoint_on_a_larger_disk_behind_a_link_is_of_this_folder(train, tm
     train("run", max_train_steps=5, validation_steps=0, resume_from_checkpoint="latest")
     train("run", max_train_steps=7, validation_steps=0, resume_from_checkpoint="latest", checkpoints_total_limit=1)
     assert checkpoints(out) == ["checkpoint-7"] and (tmp_path / "large-disk/state.pt").exists()
-    with pytest.raises(ConfigError, match="--max_train_steps 3: .*checkpoint-7 is longer"):
+    with pytest.raises(ConfigError, match="--max_train_steps 3: .*checkpoint-7 is past it"):
         train("run", max_train_steps=3, validation_steps=0, resume_from_checkpoint="latest")
 
 
@@ -398,7 +398,7 @@ def test_a_run_of_another_folder_does_not_replace_one(train):
     other, here = train("other", max_train_steps=4, validation_steps=0), train("here", max_train_steps=4, seed=5)
     before = contents(here)
     more = {"resume_from_checkpoint": other / "checkpoint-4", "max_train_steps": 6, "validation_steps": 0}
-    with pytest.raises(ConfigError, match="here: holds another run than .*checkpoint-4, which would replace it"):
+    with pytest.raises(ConfigError, match="here: holds a run that resuming from .*checkpoint-4 would replace"):
         train("here", **more)
     assert contents(here) == before
     new = train("new", **more)

@@ -27,9 +27,9 @@ from ddpm_mnist.errors import LFS_POINTER, ConfigError
 from ddpm_mnist.loading import Model, load_model
 from ddpm_mnist.options import SampleOptions, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, denoise, guided, step_arguments, with_timesteps
-from ddpm_mnist.randomness import draw_rows, seeded_generator
+from ddpm_mnist.randomness import draw_mask, seeded_generator
 from ddpm_mnist.record import WEIGHTS_FILE
-from ddpm_mnist.sampling import grid, make_sampler, noise_of, to_pil
+from ddpm_mnist.sampling import grid, initial_noise, make_sampler, to_pil
 from ddpm_mnist.training.config import SCHEDULER
 from ddpm_mnist.training.export import export_pipeline
 
@@ -158,7 +158,7 @@ def test_ddim_goes_on_from_the_clipped_image():
 
 def test_labels_are_dropped_at_the_given_rate_whoever_computes_them():
     def dropped(number: int, rows: slice) -> torch.Tensor:
-        return draw_rows(0, "label dropout", number, 0.25, 1000, rows, torch.device("cpu"))
+        return draw_mask(0, "label dropout", number, 0.25, 1000, rows, torch.device("cpu"))
 
     whole = torch.cat([dropped(number, slice(0, 1000)) for number in range(20)])
     assert 0.23 < whole.float().mean() < 0.27
@@ -204,7 +204,7 @@ def test_the_pipeline_that_travels_and_generate_draw_the_same_with_every_sampler
     pipe = ClassConditionalDDPMPipeline(unet, pipe)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe([0, 1], 1.0, [seeded_generator(0, "sample", i) for i in range(2)], 20, "pt").images * 2 - 1
-    noise, generators = noise_of(0, [0, 1], (1, 8, 8))
+    noise, generators = initial_noise(0, [0, 1], (1, 8, 8))
     *_, last = denoise(guided(unet, sampler, torch.arange(2)), sampler, noise, 20, generators)
     ours = last.prev_sample
     torch.testing.assert_close(ours.clamp(-1, 1), theirs, rtol=1e-3, atol=1e-3)
@@ -370,13 +370,13 @@ def test_generate_is_seeded_and_overwrites_only_when_asked(model, tmp_path, capf
     assert in_process(generate.main, *args, "--batch_size", 1, "--output", b) == 0
     assert a.read_bytes() == b.read_bytes()
     assert in_process(generate.main, *again, "--seed", 1) == 2
-    assert "is not of these settings; give --overwrite" in capfd.readouterr().err and a.read_bytes() == b.read_bytes()
+    assert "these settings; give --overwrite" in capfd.readouterr().err and a.read_bytes() == b.read_bytes()
     (tmp_path / "a/mine.png").touch()
     assert in_process(generate.main, *again, "--seed", 1, "--overwrite") == 0
     assert a.read_bytes() != b.read_bytes()
     before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     assert in_process(generate.main, *again, "--num_images", 1, "--overwrite") == 2  # nobody's picture is deleted
-    assert "00001.png exists, and is not of these settings; it would stay" in capfd.readouterr().err
+    assert "00001.png exists, but does not match these settings; it would stay" in capfd.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
 
 

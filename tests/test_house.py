@@ -9,8 +9,6 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-from ddpm_mnist.training.config import PAPER, parse_args
-
 SCRIPTS = ("train_ddpm_mnist", "generate", "evaluate", "push_to_hub")
 WINGS = ("training", "evaluation", "hub")
 BASE = ("ddpm_mnist", "errors", "options", "record", "offline", "randomness")  # the rest is the paper
@@ -96,12 +94,5 @@ def test_help_needs_no_torch_and_is_what_the_list_of_options_says(script):
 
 
 def test_help_shows_the_defaults_of_the_config_that_is_given():
-    assert "(default: muon)" in show_help("train_ddpm_mnist")
     smoke = show_help("train_ddpm_mnist", "--config", "configs/smoke.yaml")
     assert "(default: adamw)" in smoke and "(default: muon)" not in smoke
-
-
-def test_the_configs_state_the_default_and_the_textbook():
-    assert parse_args([f"--config={ROOT / 'configs/mnist.yaml'}"]) == parse_args([])
-    paper = parse_args([f"--config={ROOT / 'configs/paper.yaml'}"])
-    assert PAPER.items() <= (vars(paper) | paper.scheduler).items()

@@ -24,7 +24,7 @@ VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # other 
 class Judge(NamedTuple):
     """What samples are compared with: the images of the model's dataset, and a classifier that is trained on them.
 
-    `unseen`: training images that the classifier was not trained on, one in ten; it is surer of those that it was.
+    `unseen`: the tenth of the training images that the classifier has not seen: it is overconfident on the others.
     """
 
     data: Data

@@ -47,9 +47,15 @@ def nearest(images: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tens
     Returns:
         Their distances and their indices, `[N, k]` each.
     """
-    images, reference = (x.flatten(1).float() / 255 for x in (images, reference))
-    parts = [torch.cdist(part, reference).topk(k, dim=1, largest=False) for part in images.split(500)]
-    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+    images = images.flatten(1).float() / 255
+    values, indices = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
+    for start, part in zip(range(0, len(reference), 2000), reference.split(2000)):  # all as float may fill memory
+        distances = torch.cdist(images, part.flatten(1).float() / 255)
+        numbers = torch.arange(start, start + len(part)).expand_as(distances)
+        values, indices = torch.cat([values, distances], 1), torch.cat([indices, numbers], 1)
+        values, places = values.topk(min(k, values.shape[1]), largest=False)
+        indices = indices.gather(1, places)
+    return values, indices
 
 
 # ---- each returns a value and half its 95% interval ------------------------------------------------------------------
@@ -68,10 +74,10 @@ def share_and_ci(hits: Tensor) -> tuple[float, float]:
 def jackknife(statistic: Callable, rows: Tensor, groups: int = 20, block: int = 1) -> tuple[float, float]:
     """A statistic of `[N, ...]` rows without the bias of a finite N (Quenouille and Tukey's jackknife).
 
-    The statistic without one group of the rows, for each group, tells how it changes with N and how much it varies.
-    The Fréchet distance of N samples is too large by about a constant over N, which at N = 500 is more than the
-    difference between good models. `block` rows in turn stay in one group: if samples count through the classes, give
-    the number of classes, since a group of one class alone would look like a difference between samples.
+    Leaving out one group of rows at a time shows how the statistic changes with N, and how much it varies. The Fréchet
+    distance of N samples is too large by about a constant over N, which at N = 500 is more than the difference
+    between good models. Each `block` consecutive rows stay in one group: for samples of all classes in turn, give the
+    number of classes, since groups of a single class would inflate the interval.
     """
     if len(rows) < 4 * block:  # too few for two groups of two blocks each
         block = 1

@@ -28,8 +28,11 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
     "precision": ("precision", "up"),
     "recall": ("recall", "up"),
     "confident": (f"classified with over {CONFIDENT} confidence", "up"),
-    "read_as_asked": ("classified as the requested class", "up"),
-    "nearest_ratio": ("distance to the nearest training image, over that to the nearest test image", "1: no copies"),
+    "class_accuracy": ("classified as the requested class", "up"),
+    "nearest_ratio": (
+        "distance to the nearest training image, over that to the nearest test image",
+        "as real images: no copies",
+    ),
     "bits_per_dim": ("variational bound, bits/dim ({evaluations:,} evaluations)", "down"),
 }
 
@@ -60,13 +63,15 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
         bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)
         values["bits_per_dim"] = bound["bits_per_dim"], bound["ci"], None
     counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
-    guidance = "" if model.null_class_label is None else f", guidance {config.guidance_scale:g}"
+    guidance, least = f", guidance {config.guidance_scale:g}", config.guidance_min_log_snr
+    how = "" if model.null_class_label is None else f"{guidance} where log SNR >= {least:g}"
+    how += ", bf16" if config.mixed_precision == "bf16" else ""
     results = {
         "metrics": {name: round(value, 6) if math.isfinite(value) else None for name, (value, _, _) in values.items()},
         "texts": {name: METRICS[name][0].format(**counts) for name in values},
         "ci": {name: ci for name, (_, ci, _) in values.items() if ci is not None and math.isfinite(ci)},
         "real_images": {name: x for name, (_, _, x) in values.items() if x is not None and math.isfinite(x)},
-        "protocol": f"{len(samples):,} samples by {config.scheduler} in {steps} steps{guidance}, seed {config.seed}; "
+        "protocol": f"{len(samples):,} samples by {config.scheduler} in {steps} steps{how}, seed {config.seed}; "
         f"{len(data.test):,} test images of {data.name}; features of a classifier with an accuracy of "
         f"{judge.accuracy:.2%}; real images: in place of the samples, "
         f"{min(len(samples), len(judge.unseen)):,} training images that it was not trained on; ±: 95%",
@@ -76,19 +81,18 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
 
 
 def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | None, float]]:
-    """`METRICS` but the bound: name -> value, half the 95% interval, and the value of real images.
+    """All `METRICS` but the bound: name -> value, half its 95% interval, value of real images.
 
     The labels of the samples are the requested classes, counting through all; None for an unconditional model.
     """
-    train, test, generator = judge.data.train, judge.data.test, seeded_generator(judge.config.seed, "subset")
-    draws = (test, len(samples)), (train, len(test))
-    test_rows, others = (torch.randperm(len(x), generator=generator)[:count] for x, count in draws)
-    conditional, count = samples.labels is not None, len(samples)
+    test, generator = judge.data.test, seeded_generator(judge.config.seed, "subset")
+    conditional, count = samples.labels is not None, min(len(samples), len(judge.unseen))
+    test_rows = torch.randperm(len(test), generator=generator)[:count]
     real = Images(judge.unseen.images[:count], judge.unseen.labels[:count] if conditional else None)
     block = int(samples.labels.max()) + 1 if conditional else 1
-    distances = partial(nearest_distances, train=train.images[others], test=test.images)
+    distances = partial(nearest_distances, train=judge.data.train.images, test=test.images)
     values = metrics_of(samples, distances(samples.images), block, test_rows, judge)
-    # the distances of real images are those of test images, whose nearest test image is themselves
+    # real images are here test images: k=2, since the nearest test image is the image itself
     of_real = metrics_of(real, distances(test.images[test_rows], k=2), 1, test_rows, judge)
     return {name: (*value, of_real[name][0]) for name, value in values.items()}
 
@@ -100,7 +104,7 @@ def metrics_of(
 
     Args:
         distances, block: see `nearest_distances` and `jackknife`.
-        test_rows: N rows of the test split, for precision and recall, which compare sets of equal size.
+        test_rows: at most N rows of the test split, for precision and recall, which compare sets of equal size.
     """
     test, classifier = judge.data.test, judge.classifier
     real = classify(classifier, test.images)[2]
@@ -110,12 +114,12 @@ def metrics_of(
     values = {
         "frechet_distance": (frechet(features), ci),
         "frechet_unbiased": (unbiased, ci),
-        "precision": share_and_ci(in_balls(features, real[test_rows])),
-        "recall": share_and_ci(in_balls(real[test_rows], features)),
+        "precision": share_and_ci(in_balls(features[: len(test_rows)], real[test_rows])),
+        "recall": share_and_ci(in_balls(real[test_rows], features[: len(test_rows)])),
         "confident": share_and_ci(confidence > CONFIDENT),
     }
     if images.labels is not None:
-        values["read_as_asked"] = share_and_ci(classes == images.labels)
+        values["class_accuracy"] = share_and_ci(classes == images.labels)
     values["nearest_ratio"] = ratio_of_medians(distances), jackknife(ratio_of_medians, distances, block=block)[1]
     return values
 

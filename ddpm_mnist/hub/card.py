@@ -105,9 +105,9 @@ def usage(repo_id: str, model_dir: Path, revision: str | None = None) -> str:
     """How anyone generates from the model with stock diffusers."""
     conditional = num_classes(model_dir) is not None
     what = "class_labels=[0] * 4" if conditional else "batch_size=4"
-    variance = read_json(model_dir / "scheduler" / "scheduler_config.json").get("variance_type")
-    if variance != "fixed_large":  # with it, skipping timesteps adds too much noise: see `make_sampler`
-        what += ", num_inference_steps=50"
+    scheduler = read_json(model_dir / "scheduler" / "scheduler_config.json")
+    T, large = scheduler.get("num_train_timesteps", 1000), scheduler.get("variance_type") == "fixed_large"
+    what += f", num_inference_steps={T if large else min(50, T)}"  # fixed_large needs all T: see `make_sampler`
     return f"""from diffusers import DiffusionPipeline
 
 pipe = {from_pretrained(repo_id, conditional, revision)}

@@ -41,19 +41,19 @@ assert images.isfinite().all(), "it draws no finite numbers"
 class PushConfig:
     """What to push"""
 
-    hub_model_id: str = opt("", "The repo: USER/NAME. Needed.")
+    hub_model_id: str | None = opt(None, "The repo: USER/NAME. Required.")
     model_dir: str = opt("ddpm-mnist", "The output_dir of a finished training run.", path=True)
     private: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
     revision: str | None = opt(None, "Branch; made if missing. Default: main.")
     commit_message: str = opt("Upload DDPM", "Message of the commit.")
-    license: str = opt("apache-2.0", "License of the weights, for the model card; the code's is the default.")
-    dry_run: bool = opt(False, "Validate and list, and send nothing.")
+    license: str = opt("apache-2.0", "License of the weights, for the model card. Default: as the code.")
+    dry_run: bool = opt(False, "Validate and list the files; upload nothing.")
 
 
 def push_model(config: PushConfig) -> None:
     """Validate a trained model, write its card, upload both, and print how it is used.
 
-    ConfigError: an option cannot be right, the model does not load, or the Hub refuses something.
+    ConfigError: an option is invalid, the model does not load, or the Hub refuses something.
     """
     model_dir, repo_id = Path(config.model_dir), config.hub_model_id
     check_repo_id(repo_id)
@@ -91,7 +91,7 @@ def validate_model(model_dir: Path) -> None:
     conditional = (model_dir / "pipeline.py").is_file()
     if conditional and (model_dir / "pipeline.py").read_bytes() != OUR_PIPELINE.read_bytes():
         raise ConfigError(
-            f"{option}: the check would run pipeline.py, which is not this version's; to agree to this version's, copy "
+            f"{option}: pipeline.py, which the check would run, is not this version's; to use this version's, copy "
             f"{OUR_PIPELINE} there"
         )
     named = {str(value[0]) for value in read_json(model_dir / "model_index.json").values() if isinstance(value, list)}

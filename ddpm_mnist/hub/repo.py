@@ -23,7 +23,7 @@ def read_token() -> str:
     if not token:
         raise ConfigError("no token: `hf auth login`, or set HF_TOKEN, or HF_TOKEN_PATH to a file that holds it")
     if not re.fullmatch("[!-~]+", token) or token.count("hf_") > 1:  # the client joins the lines of a file
-        raise ConfigError("what HF_TOKEN, or the file of HF_TOKEN_PATH, holds is not a token; `hf auth login` again")
+        raise ConfigError("HF_TOKEN, or the file at HF_TOKEN_PATH, holds no valid token; `hf auth login` again")
     return token
 
 
@@ -49,7 +49,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = None) -> None:
     """Create the repo, and the branch, unless they exist. ConfigError: see `explain`; or it is not `private`."""
     with hub_errors(repo_id):
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the account's default
         if private and not api.repo_info(repo_id).private:
             raise ConfigError(
                 f"--private: {repo_id} exists and is public, and nothing was uploaded; make it private in its settings "

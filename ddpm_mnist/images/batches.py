@@ -30,9 +30,10 @@ class Images:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Images":
-        """Batches come on `device`. So do all the images, unless they would take half of a GPU's free memory."""
+        """Batches come on `device`. So do all the images, if there is room: half of a GPU's free memory; or 1 GB."""
         self.device = device
-        if device.type != "cuda" or self.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 2**30
+        if self.images.nbytes < room:
             self.images = self.images.to(device)
             self.labels = None if self.labels is None else self.labels.to(device)
         return self

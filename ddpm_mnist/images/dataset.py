@@ -1,5 +1,6 @@
 """The data of a run: where its images come from, which are held out, and their labels."""
 
+import glob
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 
 from ..errors import ConfigError, cause_of, check_lfs, first_line, shorten
-from ..offline import commit_of, hub_folder
+from ..offline import hub_folder
 from ..options import DataOptions
 from ..randomness import seeded_generator
 from .batches import Images, memory_mapped
@@ -26,14 +27,14 @@ MIN_CONTRAST = 32  # of 255; a smaller range means unscaled pixels, such as 0 an
 
 @dataclass
 class Data:
-    """`train`: endless batches through `index_batches`; `test`: held-out images; `fingerprint`: what was read."""
+    """`train`: images to train on; `test`: held-out images; `fingerprint`: a hash of the training set."""
 
     name: str  # the Hub id, or the name of the local folder without its path
     train: Images
     test: Images
     fingerprint: str
     local: bool = False  # read from this machine's disk: its name says nothing elsewhere
-    commit: str | None = None  # of a dataset of the Hub
+    commit: str | None = None  # of a dataset of the Hub, by which its folder in the cache is named
 
     @property
     def channels(self) -> int:
@@ -59,7 +60,7 @@ def load_data(
     named = options.dataset_name
     option, local = f"--dataset_name {named}", Path(named).exists()
     folder = Path(named) if local else hub_folder("--dataset_name", named, "dataset")
-    name = folder.resolve().name if local else named.partition("@")[0]  # a path is nobody else's business
+    name = folder.resolve().name if local else named.partition("@")[0]  # a path may hold a user name
     splits = load_splits(option, folder, options)
     column = column_of(splits, "--image_column", options.image_column, datasets.Image, needed=True)
     label_column = column_of(splits, "--label_column", options.label_column, datasets.ClassLabel, needed=with_labels)
@@ -80,7 +81,7 @@ def load_data(
     if high - low < MIN_CONTRAST:
         raise ConfigError(f"--dataset_name: the pixels lie between {low} and {high}; scale them to 0 ... 255")
     train, test = Images(images, labels), Images(test_images, test_labels)
-    return Data(name, train, test, fingerprint(images, labels), local, None if local else commit_of(folder))
+    return Data(name, train, test, fingerprint(images, labels), local, None if local else folder.name)
 
 
 def column_of(splits: DatasetDict, option: str, named: str | None, feature_type, needed: bool) -> str | None:
@@ -161,8 +162,8 @@ def load_splits(option: str, folder: Path, options: DataOptions) -> DatasetDict:
         check_lfs(option, folder)
         if isinstance(error, ConfigError):
             raise
-        cure = "choose one with --dataset_config_name" if "Config name is missing" in str(error) else DOCS
-        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {cure}") from error
+        advice = "choose one with --dataset_config_name" if "Config name is missing" in str(error) else DOCS
+        raise ConfigError(f"{option}: cannot be loaded ({cause_of(error)}); {advice}") from error
     if "train" not in splits:
         raise ConfigError(f"{option}: has no train split ({shorten(splits)}); put images into a folder named train")
     return splits.with_format(None)
@@ -175,5 +176,7 @@ def read_local(path: Path, options: DataOptions) -> DatasetDict:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    if glob.has_magic(str(path.absolute())):
+        raise ConfigError(f"--dataset_name {path}: `datasets` reads [, * and ? in a path as a pattern; rename it")
     folder, file = (path.absolute(), None) if path.is_dir() else (path.absolute().parent, path.name)
     return datasets.load_dataset(str(folder), options.dataset_config_name, data_files=file, cache_dir=options.cache_dir)

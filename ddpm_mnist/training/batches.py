@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..images.batches import Images, index_batches
 from ..loss import timestep_density
-from ..randomness import draw_noise_and_timesteps, draw_rows, seed_dropout
+from ..randomness import draw_mask, draw_noise_and_timesteps, seed_dropout
 from ..scheduler import DDPMScheduler
 from .config import TrainConfig
 
@@ -41,10 +41,10 @@ def micro_batches(
             images, labels = next(images_and_labels)
             if config.class_dropout_prob:
                 probability = config.class_dropout_prob
-                dropped = draw_rows(seed, "label dropout", step, probability, global_batch, rows, labels.device)
+                dropped = draw_mask(seed, "label dropout", step, probability, global_batch, rows, labels.device)
                 labels = torch.where(dropped, config.null_class_label, labels)
             if config.random_flip:
-                flipped = draw_rows(seed, "flip", step, 0.5, global_batch, rows, images.device)
+                flipped = draw_mask(seed, "flip", step, 0.5, global_batch, rows, images.device)
                 images = mirror(images, flipped)
             yield images, labels, all_timesteps[rows], all_noise[rows]
 

@@ -4,13 +4,13 @@ import inspect
 
 import torch
 
-from ..errors import ConfigError, first_line, nearest
+from ..errors import ConfigError, first_line, suggestion
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
 
 AT_MOST = {"layers_per_block": 64, "num_train_timesteps": 1_000_000, "num_class_embeds": 100_000}  # slow to build
-CHOICES = {  # other values do not train, or diffusers takes them in silence or refuses them without the option's name
+CHOICES = {  # other values do not train, or diffusers silently accepts them or rejects them without naming the option
     "time_embedding_type": ("positional",),  # "fourier" divides by t, and t = 0 is a timestep
     "class_embed_type": (None,),  # num_class_embeds is enough for classes
     "mid_block_type": ("UNetMidBlock2D", None),
@@ -37,7 +37,7 @@ def build(config: TrainConfig, section: str, channels: int = 1):
     known = [name for name in inspect.signature(CLASSES[section].__init__).parameters if name != "self"]
     for key, value in settings.items():
         if key not in known:
-            raise ConfigError(f"{section}.{key}: unknown key; {nearest(str(key), known)}")
+            raise ConfigError(f"{section}.{key}: unknown key; {suggestion(str(key), known)}")
         for entry in value if isinstance(value, (list, tuple)) else [value]:
             if key in CHOICES and entry not in CHOICES[key]:
                 raise ConfigError(f"{section}.{key} {entry}: choose from {', '.join(map(str, CHOICES[key]))}")

@@ -33,7 +33,7 @@ PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 def fsync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk.
 
-    Windows, and network disks such as CIFS, sync no folders; then the system writes their lists when it likes.
+    Windows, and network disks such as CIFS, cannot sync folders; there the system decides when.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what is open to write
@@ -46,8 +46,8 @@ def fsync(path: Path) -> None:
             raise
 
 
-def steps_of(folder: Path) -> int:
-    """500 of checkpoint-500; -1 of any other name."""
+def step_of(folder: Path) -> int:
+    """500 for checkpoint-500; -1 for other names."""
     number = folder.name.removeprefix(PREFIX)
     return int(number) if folder.name.startswith(PREFIX) and number.isdigit() else -1
 
@@ -59,7 +59,7 @@ def is_draft(name: str) -> bool:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoint folders, oldest first."""
-    return sorted((p for p in output_dir.glob(PREFIX + "*") if p.is_dir() and steps_of(p) >= 0), key=steps_of)
+    return sorted((p for p in output_dir.glob(PREFIX + "*") if p.is_dir() and step_of(p) >= 0), key=step_of)
 
 
 def remove(path: Path) -> None:
@@ -107,7 +107,7 @@ def save_checkpoint(
     fsync(output_dir)
     shutil.rmtree(replaced, ignore_errors=True)
     for path in list_checkpoints(output_dir):
-        if steps_of(path) > step:  # the run went on from an earlier one: "latest" must not lead back to these
+        if step_of(path) > step:  # the run went on from an earlier one: "latest" must not lead back to these
             remove(path)
     if total_limit is not None:
         for path in list_checkpoints(output_dir)[:-total_limit]:

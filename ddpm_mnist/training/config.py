@@ -61,7 +61,7 @@ SECTIONS = ("unet", "scheduler")
 class OutputOptions:
     """Output"""
 
-    output_dir: str = opt("ddpm-mnist", "Gets the pipeline, checkpoints, sample grids and logs.", path=True)
+    output_dir: str = opt("ddpm-mnist", "Folder for pipeline, checkpoints, samples and logs.", path=True)
     overwrite_output_dir: bool = opt(
         False, "Start anew: delete checkpoints, samples and logs of an earlier run.", saved=False
     )
@@ -82,7 +82,7 @@ class RunOptions:
     gradient_accumulation_steps: int = opt(1, "Micro-batches per update.", at_least=1)
     max_train_steps: int = opt(840, "Length of the run in optimizer updates.", at_least=1)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = opt(
-        "auto", "auto: what `accelerate launch` was told, else bf16 if the hardware computes in it, else no."
+        "auto", "auto: as set for `accelerate launch`, else bf16 if the hardware supports it, else no."
     )
 
 
@@ -95,7 +95,7 @@ class RecipeOptions:
     )
     learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True)
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = opt(
-        "cosine", "Shape of the learning rate after the warm-up; constant: without one."
+        "cosine", "Learning rate schedule after the warm-up; constant: no warm-up."
     )
     lr_warmup_steps: int = opt(100, "Warm-up, in optimizer updates.", at_least=0)
     adam_beta1: float = opt(0.9, "AdamW's beta1.", fraction=True)
@@ -126,7 +126,7 @@ class RecipeOptions:
     guide_scale: float = opt(
         RECOMMENDED["guide_scale"],
         "In the last part of the run, move the target away from what the network of an early update outputs, for "
-        "clearer images (autoguidance); 1: do not.",
+        "clearer images (autoguidance); 1: off.",
         at_least=1,
         at_most=1.9,
     )
@@ -229,7 +229,7 @@ def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     ConfigError: there is no value, or it is not YAML.
     """
-    found, others, rest = {}, [], list(arguments)
+    values, others, rest = {}, [], list(arguments)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith(tuple(f"--{section}." for section in SECTIONS)):
@@ -242,10 +242,10 @@ def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         if not value:
             raise ConfigError(f"--{name}: is empty (a variable that is not set?); null is the default")
         try:
-            found[name] = yaml.safe_load(value)
+            values[name] = yaml.safe_load(value)
         except Exception:  # the parser raises more than YAMLError
             raise ConfigError(f"--{name} {value}: cannot be read as a YAML value") from None
-    return found, others
+    return values, others
 
 
 def with_keys(section: dict, keys: dict) -> dict:

@@ -17,7 +17,7 @@ from ..sampling import grid, shown_steps, to_pil, trajectory_picture
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .run import Run
-from .validation import evaluating, sample_options
+from .validation import eval_mode, sample_options
 
 GALLERY = 8  # single samples for the model card
 
@@ -83,13 +83,13 @@ def export_pipeline(
 def write_card_pictures(run: Run) -> None:
     """Pictures for the model card: single samples in `gallery/`, and their way out of the noise in `trajectory.png`."""
     options = sample_options(run)
-    with evaluating(run.bare_unet, run.ema):
-        steps = [step for _, step in run.model.draw(range(GALLERY), options)]
-    shown, images = shown_steps(len(steps)), to_pil(steps[-1].prev_sample)
-    trajectory = [step for number, step in enumerate(steps, 1) if number in shown]
+    shown = shown_steps(run.model.num_steps(options))
+    with eval_mode(run.bare_unet, run.ema):
+        drawn = enumerate(run.model.draw(range(GALLERY), options), 1)
+        trajectory = [step for number, (_, step) in drawn if number in shown]
     trajectory_picture(trajectory).save(run.output_dir / "trajectory.png")
     (run.output_dir / "gallery").mkdir(exist_ok=True)
-    for number, image in enumerate(images):
+    for number, image in enumerate(to_pil(trajectory[-1].prev_sample)):
         grid([image], zoom=max(1, 256 // image.width)).save(run.output_dir / f"gallery/{number}.png")
 
 

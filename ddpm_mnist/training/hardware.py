@@ -17,7 +17,7 @@ UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCE
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """An Accelerator by the options of the run, whatever its environment variables say, and the hardware set up.
+    """Set up the hardware, and an Accelerator by the run's options, whatever its environment variables say.
 
     ConfigError: the launcher asks for what this script does not support, or Accelerate cannot start.
     """
@@ -41,7 +41,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size != str(accelerator.num_processes):
         raise ConfigError(
-            f"WORLD_SIZE is {world_size}, but the processes do not know of each other: no GPU was found. Set "
+            f"WORLD_SIZE is {world_size}, but the processes are not connected: no GPU was found. Set "
             "ACCELERATE_USE_CPU=true for several processes on a CPU, or start one"
         )
     use_hardware(accelerator)
@@ -70,9 +70,9 @@ def check_gpus() -> None:
 
 
 def use_hardware(accelerator: Accelerator) -> None:
-    """Use all cores that a launcher withheld; on a GPU, allow TF32, and ask cuDNN for deterministic convolutions:
-    before that, float32 runs on an H100 were not repeatable. Whether they are now was not measured.
+    """Use all cores that a launcher withheld; on a GPU, allow TF32 and use deterministic convolutions.
 
+    Without the latter, float32 runs on an H100 were not repeatable; whether they are now was not measured.
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless the user sets it, which halves the speed of two cores
     and wastes seven of eight. A user's own value, without a launcher, is obeyed.
     """

@@ -37,7 +37,7 @@ class MetricsLog:
             ) from error
 
     def forget_after(self, step: int) -> None:
-        """Delete what was logged after this step, from which training goes on: it will be logged again."""
+        """Delete what was logged after this step: training resumes from it and logs it again."""
         kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
         self.file.write_text("".join(kept), encoding="utf-8")
         for path in self.samples.glob("step-" + "[0-9]" * 6 + ".png"):

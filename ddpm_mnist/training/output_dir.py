@@ -6,7 +6,7 @@ import filelock
 
 from ..errors import ConfigError, first_line, writable_problem
 from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
-from .checkpoint import find_checkpoint, is_draft, remove, steps_of
+from .checkpoint import find_checkpoint, is_draft, remove, step_of
 from .config import TrainConfig
 
 LOCK_FILE = ".lock"
@@ -21,7 +21,7 @@ def lock_output_dir(output_dir: Path) -> filelock.BaseFileLock:
     ConfigError: another run holds the lock.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(output_dir / LOCK_FILE, timeout=0)
+    lock = filelock.FileLock(output_dir / LOCK_FILE, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -72,7 +72,7 @@ def check_output_dir(config: TrainConfig) -> Path | None:
         )
     if checkpoint is not None and others and checkpoint.absolute().parent.resolve() != output_dir.resolve():
         raise ConfigError(
-            f"{option}: holds another run than {checkpoint}, which would replace it; name that run's folder "
+            f"{option}: holds a run that resuming from {checkpoint} would replace; name the checkpoint's folder "
             f"({checkpoint.parent}), or an empty one"
         )
     return checkpoint
@@ -89,7 +89,7 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     output_dir = Path(config.output_dir)
     try:
         for path in list(output_dir.iterdir()):
-            of_a_run = steps_of(path) >= 0 or path.name in ("samples", METRICS_FILE)
+            of_a_run = step_of(path) >= 0 or path.name in ("samples", METRICS_FILE)
             if is_draft(path.name) or (config.overwrite_output_dir and of_a_run):
                 remove(path)
         if more_to_train:

@@ -255,7 +255,7 @@ class Run:
 
 @contextmanager
 def prepare(config: TrainConfig) -> Iterator[Run]:
-    """Everything that a run needs, while it lasts. Refuses what cannot work, and writes nothing.
+    """The parts of a run, while the context lasts. Checks that it can work, and writes nothing.
 
     Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
     before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
@@ -273,7 +273,7 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
 
 
 def make_run(config: TrainConfig) -> Run:
-    """A new run, or one as its checkpoint holds it. ConfigError: see `prepare`."""
+    """A new or resumed run. ConfigError: see `prepare`."""
     check_models(config)
     accelerator = start_accelerator(config)
     checkpoint = check_output_dir(config) if accelerator.is_main_process else None
@@ -292,5 +292,5 @@ def make_run(config: TrainConfig) -> Run:
     if checkpoint is not None:
         run.load()
     if run.step > run.num_steps:
-        raise ConfigError(f"--max_train_steps {run.num_steps}: {checkpoint} is longer; give more, or an earlier one")
+        raise ConfigError(f"--max_train_steps {run.num_steps}: {checkpoint} is past it; give more, or an earlier one")
     return run

@@ -23,7 +23,7 @@ def validate(run: Run) -> None:
     """Log the held-out loss of raw and averaged weights, and a grid of samples; every process does its share."""
     metrics = {}
     for name, weights in (("raw", None), ("ema", run.ema)) if run.ema is not None else (("raw", None),):
-        with evaluating(run.bare_unet, weights):
+        with eval_mode(run.bare_unet, weights):
             losses = held_out_loss(run.bare_unet, run.scheduler, run.data.test, run.accelerator)
             metrics |= {f"held_out_{name}/{key}": value for key, value in losses.items()}
             if weights is run.ema:  # the averaged weights if there are any
@@ -33,7 +33,7 @@ def validate(run: Run) -> None:
 
 
 @contextmanager
-def evaluating(unet: torch.nn.Module, ema: EMAModel | None):
+def eval_mode(unet: torch.nn.Module, ema: EMAModel | None):
     """The U-Net in eval mode, with the averaged weights if `ema` is given; afterwards exactly as it was."""
     unet.eval()
     if ema is not None:
