@@ -305,7 +305,6 @@ BAD = {  # what is wrong: (a file, or one in the folder `set` that is named, its
     "a table of pixels": ("set/train.csv", b"label,pixel0\n1,2\n", "--image_column: name .*pixel0.*running.md"),
     "a test split alone": ("set/test.csv", b"label,pixel0\n1,2\n", "has no train split .test."),
     "a pattern": ("faces [28].parquet", STACK, r"reads \[, \* and \? in a path as a pattern; rename it"),
-    "no such folder": ("none", None, "no such path"),
 }
 
 
