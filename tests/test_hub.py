@@ -161,8 +161,16 @@ def test_conditional_trip(hub, push, conditional_model, tmp_path):
     card = files["README.md"]
     assert b'from_pretrained("alice/seven", trust_remote_code=True)' in card and b'revision="COMMIT"' in card
     assert [entry["text"] for entry in front_matter(card)["widget"]] == [f"class {number}" for number in range(8)]
+    again = f"""
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(conditional_model)!r}, trust_remote_code=True)
+pipe.save_pretrained("again", push_to_hub=True, repo_id="alice/again")
+"""
+    again = python("-c", again, cwd=tmp_path, **client(hub, tmp_path / "home", ALICE))
+    assert again.returncode == 0, again.stderr
     code = """
 from diffusers import DiffusionPipeline, UNet2DModel
+DiffusionPipeline.from_pretrained("alice/again", trust_remote_code=True)
 repo = "alice/seven"
 pipe = DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
