@@ -16,8 +16,10 @@ from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.images.batches import Images
 from ddpm_mnist.loading import default_device
 from ddpm_mnist.options import options_of, read_options
+from ddpm_mnist.pipeline import apply_umask
 from ddpm_mnist.training import checkpoint
 from ddpm_mnist.training.config import TrainConfig
+from ddpm_mnist.training.output_dir import lock_output_dir
 from evaluate import EvaluateConfig
 from generate import GenerateConfig
 from push_to_hub import PushConfig
@@ -75,6 +77,22 @@ def test_a_disk_that_syncs_no_folders_keeps_checkpoints_and_one_that_syncs_no_fi
     broken.append(os.path.isfile)
     with pytest.raises(ConfigError, match="checkpoint-3 cannot be written .*Invalid argument"):
         train("run", max_train_steps=3, validation_steps=0, resume_from_checkpoint="latest")
+
+
+@posix
+def test_disks_without_locks_or_permissions(monkeypatch, tmp_path, capsys):
+    """Simulated: Lustre and CIFS. A marker in place of a lock would outlive a run that is killed."""
+    import fcntl
+
+    def refuse(*args, **options):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    (tmp_path / "a.safetensors").touch()
+    apply_umask(tmp_path)
+    assert not any(lock_output_dir(tmp_path).is_locked for _ in range(2))
+    assert capsys.readouterr().out.count("cannot be locked against a second run (") == 2
 
 
 @posix
