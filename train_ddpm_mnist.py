@@ -34,8 +34,8 @@ def train(config: TrainConfig) -> int:
                 with accelerator.accumulate(unet):
                     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
                     model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
-                    target = run.target(noisy_images, images, noise, timesteps, labels)  # in the paper: the noise
-                    loss = F.mse_loss(model_output, target)  # L_simple, eq. 14
+                    target = run.target(noisy_images, images, noise, timesteps, labels)  # paper: the noise
+                    loss = F.mse_loss(model_output, target)  # paper: L_simple, eq. 14
                     accelerator.backward(loss)  # 5: take a gradient descent step
                     run.clip_gradients()
                     optimizer.step()

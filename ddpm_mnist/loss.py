@@ -32,15 +32,15 @@ def guided_target(target: Tensor, strong: Tensor, weak: Tensor, scale: float) ->
 
     A strong network makes the same errors as a weak one, but smaller, so extrapolating from weak to strong gives
     better images. Karras et al. 2024 (https://arxiv.org/abs/2406.02507) draw with weak + w (strong - weak). Here the
-    difference moves the target, so that one network learns it (Tang et al. 2025, https://arxiv.org/abs/2502.12154). A
-    network that is itself the strong one converges to w = 1 / (2 - scale). All tensors are `[B, C, H, W]`;
-    1 <= scale < 2, and 1 is no guide.
+    difference moves the target, so that one network learns it (Tang et al. 2025, https://arxiv.org/abs/2502.12154). If
+    that network is also the strong one, it converges to the result of drawing with w = 1 / (2 - scale). All tensors are
+    `[B, C, H, W]`; 1 <= scale < 2, and 1 is no guide.
     """
     return target + (scale - 1) * (strong - weak)
 
 
 def log_likelihood(x_t: Tensor, candidates: Tensor, alpha_prod: Tensor) -> Tensor:
-    """log q(x_t | x_0), eq. 4, up to a constant for each x_t: `[B, D]`, N candidates for x_0 `[N, D]` -> `[B, N]`.
+    """log q(x_t | x_0), eq. 4, but for a constant of x_t: `[B, CHW]`, N candidates for x_0 `[N, CHW]` -> `[B, N]`.
 
     `alpha_prod`: alpha-bar_t, one for all or `[B, 1]`.
     """
@@ -62,8 +62,8 @@ def posterior_mean(
 
     Many images may have led to an x_t that is mostly noise. The best output is their mean, weighted by how probable
     each is. The network would need many draws of x_0 to learn it; here it is computed. If the references are drawn as
-    x_0 is, the expected gradient for given weights stays the same, by the law of total expectation, with less noise
-    (stable target field, Xu et al. 2023, https://arxiv.org/abs/2302.00670).
+    x_0 is, the expected gradient for given weights stays the same, since x_0 is one of the candidates, and has less
+    noise (stable target field, Xu et al. 2023, https://arxiv.org/abs/2302.00670).
 
     Args:
         noisy_images, images, noise: x_t, x_0 and epsilon, `[B, C, H, W]`, float32.

@@ -95,7 +95,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         )
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default is None or action.const is False else super()._get_help_string(action)
+        if action.const is False:  # --no_NAME
+            return "The opposite."
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(HfArgumentParser):

@@ -62,9 +62,8 @@ def denoise(
             sampler.num_inference_steps = Fraction(sampler.config.num_train_timesteps, gap)
         model_output = predict(sampler.scale_model_input(sample, t), t)
         step = sampler.step(model_output.to(sample.dtype), t, sample, **arguments)  # lines 3 and 4
-        # DPM-Solver++ does not return the predicted x_0, but keeps it
-        x_0 = step.get("pred_original_sample", (getattr(sampler, "model_outputs", None) or [step.prev_sample])[-1])
-        yield Step(int(t), sample, x_0, step.prev_sample, last)
+        kept = getattr(sampler, "model_outputs", None) or [step.prev_sample]  # where DPM-Solver++ keeps its x_0
+        yield Step(int(t), sample, step.get("pred_original_sample", kept[-1]), step.prev_sample, last)
         sample = step.prev_sample
 
 
@@ -82,7 +81,7 @@ def guided(
 
     The same holds for v, which is a linear function of epsilon for a given x_t. log SNR = log(alpha-bar_t / (1 -
     alpha-bar_t)). Where x_t is mostly noise, guidance leads all images of a class to the same few shapes (Kynkäänniemi
-    et al. 2024, https://arxiv.org/abs/2404.07724). A scale of 1 or less acts at all timesteps.
+    et al. 2024, https://arxiv.org/abs/2404.07724). A scale below 1 acts at all timesteps.
 
     Args:
         class_labels: `[B]` int64; None for a U-Net without classes.
@@ -122,10 +121,11 @@ def count_classes(num_class_embeds: int | None, null_class_label: int | None) ->
 
 
 def with_timesteps(scheduler, num_inference_steps: int, device):
-    """The scheduler with its timesteps set; a copy with other spacing where "leading" would start too far from T.
+    """The scheduler with its timesteps set; a copy with other spacing if "leading" does not fit.
 
     "leading" takes every (T // steps)-th timestep from 0 on (DPM-Solver: every (T // (steps + 1))-th): 501 steps of
-    1,000 are t = 500 ... 0, where x_500 still holds 28% of x_0, but sampling starts from pure noise.
+    1,000 are t = 500 ... 0, where x_500 still holds 28% of x_0, but sampling starts from pure noise. It is kept if the
+    steps divide T and the first is near it.
     """
     T, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
     plain = not hasattr(scheduler, "sigmas") and not hasattr(scheduler, "prk_timesteps")  # DDPM, DDIM: no more entries

@@ -77,10 +77,9 @@ def shown_steps(num_inference_steps: int) -> set[int]:
 
 def trajectory_picture(steps: list[Step], count: int = 4) -> Image.Image:
     """The first images of a batch, two rows each: x_{t-1}, and below it the x_0 predicted from x_t; time runs right."""
-    noisy = [to_pil(step.prev_sample[:count]) for step in steps]
-    predicted = [to_pil(step.pred_original_sample[:count]) for step in steps]
-    rows = [row for i in range(len(noisy[0])) for row in ([x[i] for x in noisy], [x[i] for x in predicted])]
-    return grid([image for row in rows for image in row], columns=len(steps), zoom=2)
+    pairs = [torch.stack([step.prev_sample[:count], step.pred_original_sample[:count]]) for step in steps]
+    rows = torch.stack(pairs).transpose(0, 2)  # [steps, 2, B, C, H, W] -> [B, 2, steps, C, H, W]
+    return grid(to_pil(rows.flatten(0, 2)), columns=len(steps), zoom=2)
 
 
 def grid(images: list[Image.Image], columns: int | None = None, zoom: int = 1) -> Image.Image:

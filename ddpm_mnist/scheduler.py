@@ -66,8 +66,8 @@ class DDPMScheduler(diffusers.DDPMScheduler):
             timesteps: `[B]` (or `[1]`), int64, 0 <= t < T.
         """
         self.alphas_cumprod = self.alphas_cumprod.to(original_samples.device)  # copied at the first call only
-        alpha_prod = self.alphas_cumprod.to(original_samples.dtype)[timesteps.to(original_samples.device)].flatten()
-        alpha_prod = alpha_prod.reshape(-1, *(1,) * (original_samples.ndim - 1))
+        alpha_prod = self.alphas_cumprod.to(original_samples.dtype)[timesteps.to(original_samples.device)]
+        alpha_prod = alpha_prod.reshape(-1, *[1] * (original_samples.ndim - 1))
         return alpha_prod**0.5 * original_samples + (1 - alpha_prod) ** 0.5 * noise
 
     # ---- reverse process -------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class DDPMScheduler(diffusers.DDPMScheduler):
         prev_timestep = self.previous_timestep(timestep)
         alpha_prod = self.alphas_cumprod[timestep]
         alpha_prod_prev = self.alphas_cumprod[prev_timestep] if prev_timestep >= 0 else self.one
-        alpha = alpha_prod / alpha_prod_prev  # 1 - beta of the jump between them
+        alpha = alpha_prod / alpha_prod_prev  # alpha_t; with skipped timesteps, their product
 
         # 1. the predicted x_0
         pred_original_sample = self.predict_original_sample(model_output, alpha_prod, sample)

@@ -117,7 +117,7 @@ class Attention(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Halve the resolution with a strided convolution: `[B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]`."""
+    """Halve the resolution: `[B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]`; rounded down if padding is 0."""
 
     def __init__(self, channels: int, padding: int):
         super().__init__()
@@ -163,7 +163,7 @@ class Block2D(nn.Module):
 
     Args:
         widths: (in_channels, out_channels) of each residual block.
-        resnet, attention: make a residual block, and an attention (None: no attention) of a width.
+        resnet, attention: functions of (in, out) widths, and of a width (None: no attention), that make them.
     """
 
     gradient_checkpointing = False  # ModelMixin.enable_gradient_checkpointing() sets these two

@@ -47,7 +47,7 @@ export function addNoise(x_0, noise, alphaProd) {
 // ---- the reverse process ---------------------------------------------------------------------------------------------
 
 // Which t are visited in `steps` of T steps, the largest first (Lin et al. 2024, https://arxiv.org/abs/2305.08891, table 2).
-// "leading" becomes "trailing" where it would start too far from T: see with_timesteps in pipeline.py.
+// "leading" becomes "trailing" if steps do not divide T or start far from it: see with_timesteps in pipeline.py.
 export function visitedTimesteps(config, steps) {
   const T = config.num_train_timesteps;
   const jump = Math.floor(T / steps);

@@ -13,6 +13,7 @@ from ddpm_mnist.loss import (
     timestep_density,
 )
 from ddpm_mnist.randomness import draw_noise_and_timesteps
+from ddpm_mnist.training.config import TrainConfig
 from ddpm_mnist.training.target import Guide
 
 
@@ -107,12 +108,12 @@ def test_timesteps_follow_their_density():
 
 def test_the_guide_keeps_an_early_average_and_follows_the_present_one():
     unet = torch.nn.Linear(2, 2)
-    guide = Guide(unet, num_steps=10, weak_share=0.2, start=0.7)
+    guide = Guide(TrainConfig(max_train_steps=10, guide_weak=0.2, guide_start=0.7), unet)
     for step in range(10):
         guide.follow(step, {"weight": torch.full((2, 2), float(step)), "bias": torch.zeros(2)})
         present = step if step >= 7 else unet.weight[0, 0]
         assert (guide.strong.weight[0, 0], guide.weak.weight[0, 0]) == (present, min(step, 2))
-    short = Guide(unet, num_steps=2, weak_share=0.3, start=0.67)  # both in the same update: then nothing moves
+    short = Guide(TrainConfig(max_train_steps=2), unet)  # both in the same update: then nothing moves
     short.follow(1, {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
     assert torch.equal(short.strong.weight, short.weak.weight)
     assert not any(p.requires_grad for network in (guide.strong, guide.weak) for p in network.parameters())

@@ -24,7 +24,7 @@ def log_probability_between(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def decoder_nll(images: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
-    """L_0 = -log p(x_0 | x_1) in nats, `[B, C, H, W]`: a Gaussian's mass on each pixel's 256th of [-1, 1] (eq. 13)."""
+    """L_0 = -log p(x_0 | x_1) in nats, `[B, C, H, W]`: a Gaussian's mass within 1/255 of each pixel (eq. 13)."""
     images, mean = images.double(), mean.double()
     upper = torch.where(images > 0.999, torch.inf, (images + 1 / 255 - mean) / std)
     lower = torch.where(images < -0.999, -torch.inf, (images - 1 / 255 - mean) / std)
@@ -38,7 +38,7 @@ def prior_kl(images: Tensor, scheduler: DDPMScheduler) -> Tensor:
 
 
 def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, scheduler: DDPMScheduler) -> Tensor:
-    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and L_0 for t = 0, in nats, `[B, C, H, W]`.
+    """L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0, and L_0 for t = 0, in nats, `[B, C, H, W]`.
 
     Args:
         images: x_0, `[B, C, H, W]` in [-1, 1].
@@ -49,16 +49,16 @@ def transition_nll(images: Tensor, prediction: Tensor, timesteps: Tensor, schedu
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     betas = 1 - alphas_cumprod / before
     posterior = (1 - before) / (1 - alphas_cumprod) * betas  # beta-tilde_t, eq. 7
-    sigma = betas.clone() if scheduler.config.variance_type.startswith("fixed_large") else posterior.clone()
-    sigma[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, and a density needs a positive variance
+    variance = (betas if scheduler.config.variance_type.startswith("fixed_large") else posterior).clone()  # sigma_t^2
+    variance[0] = posterior[1]  # as in the authors' code: beta-tilde_1 is 0, and a density needs a positive variance
     weight = before.sqrt() * betas / (1 - alphas_cumprod)  # of x_0 in the mean of q(x_{t-1} | x_t, x_0), eq. 7
-    posterior, sigma, weight = (x[timesteps][:, None, None, None] for x in (posterior, sigma, weight))
+    posterior, variance, weight = (x[timesteps][:, None, None, None] for x in (posterior, variance, weight))
 
     # x_t contributes the same to both means, so they differ only in the part of x_0.
     distance = (weight * (images.double() - prediction.double())) ** 2
-    kl = 0.5 * (torch.log(sigma / posterior) + (posterior + distance) / sigma - 1)
+    kl = 0.5 * (torch.log(variance / posterior) + (posterior + distance) / variance - 1)
     first = timesteps == 0
-    kl[first] = decoder_nll(images[first], prediction[first], sigma[first].sqrt())
+    kl[first] = decoder_nll(images[first], prediction[first], variance[first].sqrt())
     return kl
 
 

@@ -26,7 +26,7 @@ def frechet_distance(features: Tensor, reference: tuple[np.ndarray, np.ndarray])
 
 
 def in_balls(points: Tensor, centers: Tensor, k: int = 3) -> Tensor:
-    """Whether each point lies in the ball of a center, which reaches to the k-th nearest other center; `[N]`.
+    """Whether each point lies in a ball: around a center, out to its k-th nearest other center; `[N]`.
 
     The share of samples in the balls of real images is their precision, and the share of real images in the balls of
     samples their recall (Kynkäänniemi et al. 2019, eq. 1 and 2).
@@ -42,10 +42,9 @@ def in_blocks(function: Callable, rows: Tensor) -> Tensor:
 
 
 def nearest(images: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """The k nearest of the reference to each image, `[N, C, H, W]` uint8, by pixels in [0, 1].
+    """Distances and indices, `[N, k]` each, of the k nearest in `reference`; images are `[N, C, H, W]` uint8.
 
-    Returns:
-        Their distances and their indices, `[N, k]` each.
+    Distances are between pixels in [0, 1].
     """
     images = images.flatten(1).float() / 255
     values, indices = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
@@ -81,7 +80,7 @@ def jackknife(statistic: Callable, rows: Tensor, groups: int = 20, block: int = 
     """
     if len(rows) < 4 * block:  # too few for two groups of two blocks each
         block = 1
-    groups = min(groups, len(rows) // block if block == 1 else len(rows) // (2 * block))
+    groups = min(groups, len(rows) // (1 if block == 1 else 2 * block))
     group = torch.arange(len(rows)) // block % groups
     without = np.array([statistic(rows[group != g]) for g in range(groups)])
     value = groups * statistic(rows) - (groups - 1) * without.mean()

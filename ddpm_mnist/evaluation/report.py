@@ -29,10 +29,7 @@ METRICS = {  # name -> (text, which way is better); a new metric is a row here a
     "recall": ("recall", "up"),
     "confident": (f"classified with over {CONFIDENT} confidence", "up"),
     "class_accuracy": ("classified as the requested class", "up"),
-    "nearest_ratio": (
-        "distance to the nearest training image, over that to the nearest test image",
-        "as real images: no copies",
-    ),
+    "nearest_ratio": ("distance to the nearest training image, over that to the nearest test image", "as real images"),
     "bits_per_dim": ("variational bound, bits/dim ({evaluations:,} evaluations)", "down"),
 }
 
@@ -63,9 +60,9 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
         bound = variational_bound(model.unet, model.scheduler, data.test, config.bound_images, config.seed)
         values["bits_per_dim"] = bound["bits_per_dim"], bound["ci"], None
     counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
-    guidance, least = f", guidance {config.guidance_scale:g}", config.guidance_min_log_snr
-    how = "" if model.null_class_label is None else f"{guidance} where log SNR >= {least:g}"
-    how += ", bf16" if config.mixed_precision == "bf16" else ""
+    how = ", bf16" if config.mixed_precision == "bf16" else ""
+    if model.null_class_label is not None:
+        how += f", guidance {config.guidance_scale:g} where log SNR >= {config.guidance_min_log_snr:g}"
     results = {
         "metrics": {name: round(value, 6) if math.isfinite(value) else None for name, (value, _, _) in values.items()},
         "texts": {name: METRICS[name][0].format(**counts) for name in values},

@@ -6,7 +6,7 @@ next epoch.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Images:
             self.labels = None if self.labels is None else self.labels.to(device)
         return self
 
-    def batches(self, index_batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, index_batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """x_0 `[B, C, H, W]` float32 in [-1, 1], and labels `[B]` or None, for each tensor of indices `[B]`."""
         for indices in index_batches:
             if self.images.is_cuda:  # from pinned memory, so that the host need not wait for the GPU

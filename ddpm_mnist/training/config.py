@@ -105,7 +105,7 @@ class RecipeOptions:
     max_grad_norm: float = opt(1.0, "Clip the gradient to this norm.", positive=True)
     use_ema: bool = opt(True, "Average the weights; samples, and the exported pipeline, use the average.")
     ema_max_decay: float = opt(
-        0.9999, "Upper limit of the decay, (1 + n) / (10 + n) after n updates: about a run's last tenth.", fraction=True
+        0.9999, "The decay, (1 + n) / (10 + n) after n updates (a run's last tenth), is at most this.", fraction=True
     )
     class_dropout_prob: float = opt(
         0.0, "Share of labels dropped, for guidance; the last of unet.num_class_embeds then means none.", fraction=True

@@ -1,6 +1,6 @@
 """The optimizers, AdamW and Muon.
 
-Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a weight matrix, U S V^T, by
+Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum U S V^T of a weight matrix by
 U V^T, so that the step is equally large in all directions, even where gradients are small. `torch.optim.Muon` does not
 take convolutions, updates one matrix at a time, and cannot skip an update without a host-device sync; hence this one.
 Tests compare it with torch's on linear layers.
@@ -54,9 +54,9 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        parameters = [p for p in self.param_groups[0]["params"] if p.grad is not None]
-        if parameters:
-            self.muon_step(parameters, **{key: self.param_groups[0][key] for key in ("lr", "weight_decay")})
+        group = self.param_groups[0]
+        if parameters := [p for p in group["params"] if p.grad is not None]:
+            self.muon_step(parameters, group["lr"], group["weight_decay"])
         return super().step(closure)
 
     def muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:

@@ -97,9 +97,8 @@ class Run:
 
     def averaged_weights(self) -> dict[str, Tensor] | None:
         """The averaged weights by name; None without `use_ema`."""
-        if self.ema is None:
-            return None
-        return dict(zip((name for name, _ in self.bare_unet.named_parameters()), self.ema.shadow_params))
+        names = [name for name, _ in self.bare_unet.named_parameters()]
+        return None if self.ema is None else dict(zip(names, self.ema.shadow_params))
 
     @property
     def weights(self) -> dict[str, dict[str, Tensor]]:

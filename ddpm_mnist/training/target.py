@@ -1,7 +1,7 @@
 """What the network is trained to output, update by update. The equations are in ddpm_mnist/loss.py.
 
-`Target` is what the loop calls. In the paper it is the noise. Two lines of the recommended recipe change it, each with
-a state of its own: `References` and `Guide`.
+`Target` is what the loop calls. In the paper it is the noise. Three lines of the recommended recipe change it. Two
+of them have a state: `References` and `Guide`.
 """
 
 from copy import deepcopy
@@ -31,8 +31,7 @@ class Target:
     def __init__(self, config: TrainConfig, train: Images, scheduler: DDPMScheduler, unet: UNet2DModel):
         self.scheduler, self.step, self.scale = scheduler, 0, config.guide_scale
         self.references = References(config, train) if config.reference_images else None
-        shares = config.guide_weak, config.guide_start
-        self.guide = Guide(unet, config.max_train_steps, *shares) if config.guide_scale > 1 else None
+        self.guide = Guide(config, unet) if config.guide_scale > 1 else None
 
     def begin_update(self, step: int, weights: dict[str, Tensor]) -> None:
         """Prepare for update `step`, which begins with these averaged weights."""
@@ -79,7 +78,7 @@ class References:
             return
         generator = seeded_generator(self.config.seed, "references", number)
         indices = torch.randint(len(self.train), (self.count,), generator=generator)
-        self.images, self.labels = next(self.train.batches(iter([indices])))
+        self.images, self.labels = next(self.train.batches([indices]))
         if self.config.random_flip:
             flipped = torch.rand(self.count, generator=generator) < 0.5
             self.images = mirror(self.images, flipped.to(self.images.device))
@@ -98,16 +97,16 @@ class Guide:
     `weak` keeps the averaged weights of an early update, and `strong` those of the present one.
 
     Args:
-        unet: the network in training, as Accelerate prepared it: it computes in mixed precision and returns float32.
-        num_steps: the length of the run; `weak_share` and `start` are shares of it.
+        unet: `Run.bare_unet`, whose forward Accelerate wrapped: it computes in mixed precision and returns float32.
 
     Attributes:
         weak_step: the update whose average is the weak one; `first_step`: the first with a guided target.
     """
 
-    def __init__(self, unet: UNet2DModel, num_steps: int, weak_share: float, start: float):
+    def __init__(self, config: TrainConfig, unet: UNet2DModel):
         self.weak, self.strong = (deepcopy(unet).eval().requires_grad_(False) for _ in range(2))
-        self.weak_step, self.first_step = round(weak_share * num_steps), round(start * num_steps)
+        self.weak_step = round(config.guide_weak * config.max_train_steps)
+        self.first_step = round(config.guide_start * config.max_train_steps)
 
     def follow(self, step: int, weights: dict[str, Tensor]) -> None:
         """Take the averaged weights that update `step` begins with."""
