@@ -57,7 +57,7 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
             f"{option} {name}: no such path, and missing or private on the Hub; check it, or `hf auth login`"
         ) from None
     except Exception as error:  # the Hub refuses or is unreachable; network libraries have errors of their own
-        refusal = f"the Hub cannot be reached ({type(error).__name__}), and is not in the cache; check the network"
+        refusal = f"the Hub cannot be reached ({type(error).__name__}), and the cache has none; check the network"
         refusal = explain(error) if isinstance(error, HfHubHTTPError) else f"{refusal}, or use a local folder"
     try:
         cached = refusal is not None

@@ -3,18 +3,18 @@
 import math
 import os
 import random
+import re
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from conftest import ROOT, blob, make_dataset, python, smoke_args
+from conftest import ROOT, blob, make_dataset, python, reset_accelerate, smoke_args
 
 import evaluate
 import train_ddpm_mnist
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.options import options_of, read_options, run_script
+from ddpm_mnist.options import ELSEWHERE, options_of, read_options, run_script
 from ddpm_mnist.training.build import check_models
 from ddpm_mnist.training.config import PAPER, TrainConfig, parse_args
 from evaluate import EvaluateConfig
@@ -31,7 +31,7 @@ READERS = {
 
 def answer(args: list[str], capfd) -> tuple[int, str]:
     """Exit code and stderr of the training script, run in this process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    reset_accelerate()
     code = run_script(lambda _: train_ddpm_mnist.train(parse_args(args)))
     return code, capfd.readouterr().err
 
@@ -68,7 +68,7 @@ CASES = [  # (arguments, parts of the line)
     (["--dataloader_num_workers=1000000"], ["--dataloader_num_workers", "256"]),
     (["--config", ""], ["--config: is empty", "a variable that is not set"]),
     (["--unet.sample_size="], ["--unet.sample_size: is empty", "null is the default"]),
-    (["--config=no/such.yaml"], ["--config no/such.yaml", "no such file"]),
+    (["--config=no-such.yaml"], ["--config no-such.yaml", "no such file"]),
     # the model
     (["--unet.block_out_chanels=[8,16]"], ["unet.block_out_chanels", "did you mean block_out_channels"]),
     (["--unet.norm_num_groups=5"], ["unet: norm_num_groups=5", "[8, 16]"]),
@@ -118,7 +118,7 @@ CASES = [  # (arguments, parts of the line)
 
 @pytest.mark.parametrize(("args", "parts"), CASES, ids=[" ".join(args) for args, _ in CASES])
 def test_bad_option(args, parts, dataset_dir, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)  # whoever runs the tests may be logged in
+    monkeypatch.setattr("ddpm_mnist.hub.repo.get_token", lambda: None)  # whoever runs the tests may be logged in
     code, stderr = answer(smoke_args(dataset_dir, tmp_path / "out") + args, capfd)
     lines = stderr.strip().splitlines()
     assert code == 2
@@ -174,21 +174,12 @@ def test_a_run_that_failed_before_its_first_update_does_not_stand_in_the_way(tra
 
 @pytest.mark.parametrize(
     ("given", "use"),
-    [
-        ("--prediction_type", "use --scheduler.prediction_type"),
-        ("--block_out_channels", "use --unet.block_out_channels"),
-        ("--ddpm_num_steps", "use --scheduler.num_train_timesteps"),
-        ("--train_data_dir", "use --dataset_name"),
-        ("--lr", "use --learning_rate"),
-        ("--num_epochs", "use --max_train_steps, in updates"),
-        ("--resolution", "use --unet.sample_size"),
-        ("--fp16", "use --mixed_precision fp16"),
-        ("--hub_token", "use HF_TOKEN"),
-        ("--cooking_time", "known: "),
-    ],
+    [(given, f"use {use}") for given, use in ELSEWHERE.items()]
+    + [("--prediction_type", "use --scheduler.prediction_type"), ("--block_out_channels", "use --unet.block_out_")]
+    + [("--cooking_time", "known: ")],
 )
 def test_names_of_other_training_scripts_lead_to_ours(given, use):
-    with pytest.raises(ConfigError, match=f"^{given}: no such option; {use}"):
+    with pytest.raises(ConfigError, match=f"^{given}: no such option; {re.escape(use)}"):
         parse_args([given, "x"])
 
 
@@ -207,15 +198,15 @@ def test_an_output_dir_that_is_a_file_is_below_one_or_holds_files(dataset_dir, t
     assert (tmp_path / "file").read_text() == "mine" and os.listdir(tmp_path / "out") == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("rows", [None, 0, 1])
-def test_a_dataset_without_images_to_train_on(rows, tmp_path, capfd):
+@pytest.mark.parametrize(("rows", "part"), [(None, "--image_column: name the column"), (0, "no data")])
+def test_a_dataset_without_images_to_train_on(rows, part, tmp_path, capfd):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/readme.txt").write_text("no data")
     if rows is not None:
         rows = make_dataset([blob(i) for i in range(rows)], [0] * rows)
         rows.to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
     code, stderr = answer(smoke_args(str(tmp_path / "set"), tmp_path / "out"), capfd)
-    assert code == 2 and stderr.count("\n") == 1 and stderr.startswith("error: --") and not (tmp_path / "out").exists()
+    assert code == 2 and stderr.count("\n") == 1 and part in stderr and not (tmp_path / "out").exists()
 
 
 def test_another_run_cannot_go_on_from_a_checkpoint(train, dataset_dir, capfd):
@@ -354,7 +345,7 @@ def test_a_bad_file_is_one_line(tmp_path, text, part):
 def test_any_text_is_a_config_or_one_line(tmp_path):
     """30 mutations of each config: characters replaced, dropped and doubled. Never another error."""
     chance, valid = random.Random(0), 0
-    for path in (ROOT / "configs").glob("*.yaml"):
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
         for _ in range(30):
             text = list(path.read_text(encoding="utf-8"))
             for _ in range(chance.randint(1, 5)):

@@ -68,5 +68,5 @@ def test_a_set_in_colour_from_training_to_the_push(tmp_path, train, monkeypatch,
     capsys.readouterr()
     assert in_process(push_to_hub.main, "--model_dir", out, "--hub_model_id", "alice/squares", "--dry_run") == 0
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "trained on " in card and "digit" not in card and table in card
+    assert "trained on squares" in card and "digit" not in card and table in card
     assert not capsys.readouterr().err

@@ -210,7 +210,8 @@ def test_columns_are_guessed_only_if_one_suits(tmp_path):
 # ---- where images come from ----------------------------------------------------------------------------------------
 
 
-def test_without_network_nothing_stands_in_for_mnist(tmp_path):
+def test_without_network_nothing_stands_in_for_mnist(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     started = time.monotonic()
     assert DataOptions().dataset_name == "ylecun/mnist"
     for name in ("ylecun/mnist", "ylecun/mnist@main"):

@@ -533,7 +533,7 @@ def test_the_pages_modules_are_all_in_a_space():
     assert named == set(texts) - {"index.html"}
 
 
-def test_what_cannot_be_shown_is_one_line(without_labels, tmp_path, capsys):
+def test_what_cannot_be_shown_is_one_line(model, tmp_path, capsys):
     (tmp_path / "mine.txt").touch()
     for options, message in (
         (["--model", tmp_path], f"--model {tmp_path}: holds no model_index.json"),
@@ -543,6 +543,6 @@ def test_what_cannot_be_shown_is_one_line(without_labels, tmp_path, capsys):
             f"--space_dir {tmp_path}: holds other files; name another",
         ),
     ):
-        assert in_process(serve.main, "--model", without_labels, *options) == 2
+        assert in_process(serve.main, "--model", model, *options) == 2
         assert f"error: {message}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

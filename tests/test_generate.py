@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ from ddpm_mnist.options import SampleOptions, read_options
 from ddpm_mnist.pipeline import ClassConditionalDDPMPipeline, denoise, guided, step_arguments, with_timesteps
 from ddpm_mnist.randomness import draw_mask, seeded_generator
 from ddpm_mnist.record import WEIGHTS_FILE
-from ddpm_mnist.sampling import grid, initial_noise, make_sampler, to_pil
+from ddpm_mnist.sampling import grid, initial_noise, labels_for, make_sampler, to_pil
 from ddpm_mnist.training.config import SCHEDULER
 from ddpm_mnist.training.export import export_pipeline
 
@@ -455,14 +456,48 @@ def test_weights_that_are_a_pointer_of_git_lfs(model, tmp_path, capfd):
     assert "is a git-lfs pointer and not the file" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
-def test_samples_that_are_not_finite_are_an_error_and_no_black_picture(model, tmp_path, scheduler, capfd):
+def test_weights_that_are_not_finite_are_an_error_and_no_black_picture(model, tmp_path, capfd):
     shutil.copytree(model, tmp_path / "broken")
     path = tmp_path / "broken" / WEIGHTS_FILE
     save_file({name: tensor * torch.nan for name, tensor in load_file(path).items()}, path)
-    args = ["--model", tmp_path / "broken", "--num_images", 1, "--num_inference_steps", 2, "--scheduler", scheduler]
-    assert in_process(generate.main, *args, "--output", tmp_path / "grid.png") == 2
+    assert in_process(generate.main, "--model", tmp_path / "broken", "--output", tmp_path / "grid.png") == 2
     assert "samples are not finite" in capfd.readouterr().err and not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver"])
+def test_samples_that_are_not_finite_are_an_error(scheduler):
+    unet = UNet2DModel(**SMALL)
+    unet.conv_out.bias.data.fill_(torch.nan)
+    with pytest.raises(ConfigError, match="samples are not finite"):
+        options = SampleOptions(scheduler=scheduler, num_inference_steps=2)
+        Model(unet, DDPMScheduler(**SCHEDULER), None).draw_images([0], options)
+
+
+def test_what_decides_a_picture_is_in_its_key_and_nothing_else():
+    unet, options = UNet2DModel(**SMALL, num_class_embeds=11), SampleOptions()
+    model = Model(unet, DDPMScheduler(**SCHEDULER), 10)
+    changes = {"scheduler": "ddim", "num_inference_steps": 9, "guidance_scale": 3.0, "guidance_min_log_snr": -9.0}
+    changes |= {"mixed_precision": "bf16", "seed": 1}
+    keys = [model.key(options), model.key(options, 7), Model(unet, DDPMScheduler(), 10).key(options)]
+    keys += [model.key(replace(options, **{name: value})) for name, value in changes.items()]
+    assert keys[0] == model.key(replace(options, num_images=3, batch_size=1))
+    unet.conv_out.bias.data += 1
+    assert len({*keys, model.key(options)}) == len(keys) + 1
+
+
+def test_the_class_of_each_image(conditional_model, tmp_path, capfd):
+    for label in (10, -1):
+        args = ["--model", conditional_model, f"--class_label={label}", "--output", tmp_path / "a.png"]
+        assert in_process(generate.main, *args) == 2
+        assert f"--class_label {label}: the model has 10 classes" in capfd.readouterr().err
+    assert labels_for([0, 9, 10, 21], 10).tolist() == [0, 9, 0, 1] and labels_for(range(2), 10, 7).tolist() == [7, 7]
+
+
+def test_without_dropped_labels_there_is_no_guidance():
+    pipe = ClassConditionalDDPMPipeline(UNet2DModel(**SMALL, num_class_embeds=10), diffusers.DDIMScheduler())
+    assert len(pipe([1, 2], num_inference_steps=1).images) == 2
+    with pytest.raises(ValueError, match="without label dropout"):
+        pipe([1], 2.0)
 
 
 def test_bf16_draws_the_same_picture_but_for_rounding(model, tmp_path):

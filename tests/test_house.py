@@ -33,6 +33,8 @@ def imports() -> dict[str, set[str]]:
                 target = ".".join([*base, *([node.module] if node.module else [])])
                 members = {f"{target}.{alias.name}" for alias in node.names}
                 graph[name] |= {m for m in (members & trees.keys()) or {target} if m in trees and m != name}
+            elif isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & trees.keys()
     return graph
 
 

@@ -64,8 +64,8 @@ def test_the_precision_is_what_was_asked_or_the_run_says_why(
     ],
 )
 def test_what_the_script_does_not_support_is_one_line(monkeypatch, variable, value, part):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setenv(variable, value)
-    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ConfigError, match=part):
         hardware.start_accelerator(TrainConfig(report_to="none"))
 
@@ -145,7 +145,6 @@ def config(dataset_dir, out, **options) -> TrainConfig:
 
 
 def test_train_can_be_called_twice_in_other_precisions_and_restores_everything(dataset_dir, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     assert script.train(config(dataset_dir, tmp_path / "a")) == 0
     assert script.train(config(dataset_dir, tmp_path / "b", mixed_precision="bf16")) == 0

@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_on_kaggle_the_first_cell_clones_and_installs_what_is_missing_and_keeps_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    version, run, commands = importlib.metadata.version, subprocess.run, []
+    version, commands = importlib.metadata.version, []
 
     def installed(name: str) -> str:
         if name == "accelerate":
@@ -82,7 +83,7 @@ def test_on_kaggle_the_first_cell_clones_and_installs_what_is_missing_and_keeps_
     def record(command: list[str], **options) -> None:
         commands.append(command)
         if command[0] == "git":
-            run([*command[:-1], str(ROOT), "ddpm-mnist"], check=True, capture_output=True)
+            shutil.copytree(ROOT, "ddpm-mnist", ignore=shutil.ignore_patterns(".git", "ddpm-mnist*", ".venv"))
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
     monkeypatch.setattr(subprocess, "run", record)

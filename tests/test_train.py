@@ -12,13 +12,12 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from conftest import RECOMMENDED, ROOT, metrics, python, same, smoke_args, weights
-from diffusers.training_utils import EMAModel
 from PIL import Image
 
 import train_ddpm_mnist
 from ddpm_mnist import DDPMScheduler, UNet2DModel
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.images.batches import Images, scale
+from ddpm_mnist.images.batches import Images, index_batches, scale
 from ddpm_mnist.loss import prediction_target
 from ddpm_mnist.record import weights_sha256
 from ddpm_mnist.training import hardware
@@ -78,7 +77,8 @@ def test_resume_is_exact(train, tmp_path, extra):
     for key in ("loss", "lr", "held_out_raw/loss"):
         assert metrics(whole, key) == metrics(parts, key), key
     states = [load_checkpoint(folder / "checkpoint-8", {}, {}) for folder in (whole, parts)]
-    for moments in zip(*(state["optimizer"]["state"].values() for state in states)):
+    assert states[0]["optimizer"]["state"]
+    for moments in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
         assert same(*({k: torch.as_tensor(v) for k, v in moment.items()} for moment in moments))
 
 
@@ -199,12 +199,10 @@ def test_a_run_whose_loss_is_not_finite_stops_in_one_line_without_a_checkpoint(t
 
 
 @pytest.mark.parametrize("steps", [50, 1000, 20000])
-def test_the_average_spans_a_part_of_the_run_and_forgets_the_start(steps):
+def test_the_average_spans_a_part_of_the_run_and_forgets_the_start(steps, tiny_dataset_dir, tmp_path):
     """Of the weight given to the steps of a run, hardly any goes to its first half, and half to its last tenth."""
-    config = parse_args(["--config", str(ROOT / "configs/mnist.yaml")])
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    ema = EMAModel([parameter], decay=config.ema_max_decay)
-    decays = [ema.get_decay(step) for step in range(1, steps + 1)]
+    with prepare(parse_args(smoke_args(tiny_dataset_dir, tmp_path / "run"))) as run:
+        decays = [run.ema.get_decay(step) for step in range(1, steps + 1)]
     weight, later = [], 1.0
     for decay in reversed(decays):
         weight.append(later * (1 - decay))
@@ -252,10 +250,19 @@ def test_references_are_drawn_anew_every_ten_updates_and_allow_one_class(dataset
     assert torch.equal(same[0], references.labels == 7) and same[1].all() and not same[0].all()
 
 
-def test_each_departure_from_the_paper_changes_the_losses(train):
-    plain = metrics(train("plain", validation_steps=0), "loss")
-    for name, value in (("uniform_timesteps", 0.5), ("reference_images", 100)):
-        assert metrics(train(name, validation_steps=0, **{name: value}), "loss") != plain
+def test_flips_mirror_about_half_of_the_images(dataset_dir, tmp_path):
+    options = {"random_flip": True, "train_batch_size": 64}
+    with prepare(parse_args(smoke_args(dataset_dir, tmp_path / "run", **options))) as run:
+        run.begin()
+        images = next(run.batches())[0]
+        plain = next(run.data.train.batches(index_batches(len(run.data.train), 0, 0, 64, 1, 0, 1)))[0]
+    kept, mirrored = ((images == x).flatten(1).all(1) for x in (plain, plain.flip(-1)))
+    assert (kept | mirrored).all() and 16 < (~kept).sum() < 48
+
+
+def test_a_schedule_that_ends_in_pure_noise_trains(train):
+    out = train("run", optimizer="muon", **RECOMMENDED | {"scheduler.rescale_betas_zero_snr": True})
+    assert all(map(math.isfinite, [*metrics(out, "loss").values(), *metrics(out, "held_out_ema/loss").values()]))
 
 
 def test_a_process_without_held_out_images_takes_part():
@@ -289,12 +296,6 @@ def test_an_earlier_checkpoint_is_exported_and_the_log_of_what_came_after_stays(
     assert metrics(out, "loss") == log and (out / "checkpoint-8").is_dir()
     assert same(weights(out / "unet"), weights(out / "checkpoint-4/unet_ema"))
     assert after["weights_sha256"] == weights_sha256(out) != before["weights_sha256"]
-
-
-def test_held_out_loss_covers_all_timesteps_and_is_that_of_the_noise(train):
-    out = train("run", max_train_steps=4, **{"scheduler.prediction_type": "v_prediction"})
-    quarters = [metrics(out, f"held_out_raw/loss_q{q}")[4] for q in (1, 2, 3, 4)]
-    assert sum(quarters) / 4 == pytest.approx(metrics(out, "held_out_raw/loss")[4], rel=1e-5)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -346,7 +347,8 @@ def test_one_thread_is_overruled_only_if_a_launcher_set_it(monkeypatch, launcher
     for name, value in {"OMP_NUM_THREADS": "1", **launcher}.items():
         monkeypatch.setenv(name, value)
     hardware.use_hardware(SimpleNamespace(device=torch.device("cpu")))
-    assert asked == ([len(os.sched_getaffinity(0))] if threads else [])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert asked == ([cores] if threads else [])
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise():

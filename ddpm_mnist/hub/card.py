@@ -42,7 +42,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "apache-2.0", revis
     if path.is_file() and written_by_hand(path.read_text(encoding="utf-8", errors="replace")):
         print(f"{path} was written or edited by hand: it goes as it is.")
     else:
-        path.write_text(signed(card), encoding="utf-8")
+        path.write_text(signed(card), encoding="utf-8", newline="\n")
 
 
 def signed(text: str) -> str:
