@@ -1,4 +1,4 @@
-"""Every random number is a function of (seed, purpose, number), not of a generator's state.
+"""Random numbers are functions of (seed, purpose, number), not of a generator's state.
 
 So a run draws the same numbers after it was resumed, and with any number of processes.
 """
