@@ -123,21 +123,10 @@ def test_half_precision_would_add_no_noise():
     assert torch.equal(scheduler.add_noise(half, noise.bfloat16(), t), half)
 
 
-def test_unknown_choices_are_refused():
-    with pytest.raises(NotImplementedError, match="cosine"):
-        DDPMScheduler(beta_schedule="cosine")
-    with pytest.raises(ValueError, match="prediction_type='v'"):
-        DDPMScheduler(prediction_type="v")
-    with pytest.raises(ValueError, match="even"):
-        DDPMScheduler(timestep_spacing="even").set_timesteps(10)
-
-
-def test_configs_are_read_both_ways_and_by_other_samplers(tmp_path):
+def test_configs_are_read_both_ways(tmp_path):
     ours, stock = pair(variance_type="fixed_large", clip_sample=False)
     ours.save_pretrained(tmp_path / "ours")
     stock.save_pretrained(tmp_path / "stock")
     assert diffusers.DDPMScheduler.from_pretrained(tmp_path / "ours").config.variance_type == "fixed_large"
     assert DDPMScheduler.from_pretrained(tmp_path / "stock").config.clip_sample is False
-    for sampler in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler):
-        assert torch.equal(sampler.from_config(ours.config).alphas_cumprod, stock.alphas_cumprod)
     assert diffusers.DDIMScheduler in ours.compatibles
