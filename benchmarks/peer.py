@@ -27,7 +27,7 @@ from .common import STOCK, build
 
 
 def transform(examples: dict) -> dict:
-    """Images as float32 `[1, 28, 28]` in [-1, 1], one by one, as torchvision's transforms do in diffusers' script."""
+    """Images as float32 `[1, 28, 28]` in [-1, 1], transformed one at a time, as in diffusers' script."""
     images = [torch.from_numpy(np.array(image, dtype=np.float32) / 255)[None] for image in examples["image"]]
     return {"input": [(image - 0.5) / 0.5 for image in images]}
 

@@ -29,7 +29,7 @@ export class Schedule {
     find(".sum").textContent = `xₜ = ${Math.sqrt(alphaProd).toFixed(3)} x₀ + ${Math.sqrt(1 - alphaProd).toFixed(3)} ε`;
     const [ratio, percent] = [alphaProd / (1 - alphaProd), 100 * alphaProd];
     find(".words").textContent =
-      `If x₀ had variance 1, ${percent.toFixed(percent < 1 ? 3 : 1)}% of that of xₜ would be its, and the rest noise: ` +
+      `If x₀ has variance 1, ${percent.toFixed(percent < 1 ? 3 : 1)}% of that of xₜ is signal, and the rest noise: ` +
       `a signal-to-noise ratio of ${ratio > 100 || ratio < 0.01 ? ratio.toExponential(1) : ratio.toFixed(2)}.`;
     find(".now").setAttribute("transform", `translate(${this.x(t)} 0)`);
     const x_t = addNoise(this.image ?? this.noise.map(() => -1), this.noise, alphaProd);
