@@ -23,7 +23,9 @@ FROM_THE_MODEL = ("dataset_name", "dataset_config_name", "image_column", "label_
 class EvaluateConfig(DataOptions, SampleOptions):
     """Evaluation"""
 
-    num_images: int = opt(2000, "Samples to draw, and real images to compare with.", at_least=10, at_most=1_000_000)
+    num_images: int = opt(
+        2000, "Samples to draw; precision and recall compare as many test images.", at_least=10, at_most=1_000_000
+    )
     batch_size: int = opt(100, "Samples at a time; it does not change them.", at_least=1, at_most=1_000_000)
     seed: int = opt(0, "Fixes samples, subsets, noise and classifier.", at_least=0, at_most=2**63 - 1)
     bound_images: int = opt(

@@ -33,7 +33,7 @@ def train(config: TrainConfig) -> int:
             for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: draw x_0, t and epsilon ~ N(0, I)
                 with accelerator.accumulate(unet):
                     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
-                    model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # epsilon_theta(x_t, t)
+                    model_output = unet(noisy_images, timesteps, class_labels=labels).sample  # paper: epsilon_theta
                     target = run.target(noisy_images, images, noise, timesteps, labels)  # paper: the noise
                     loss = F.mse_loss(model_output, target)  # paper: L_simple, eq. 14
                     accelerator.backward(loss)  # 5: take a gradient descent step

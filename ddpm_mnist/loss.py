@@ -40,7 +40,7 @@ def guided_target(target: Tensor, strong: Tensor, weak: Tensor, scale: float) ->
 
 
 def log_likelihood(x_t: Tensor, candidates: Tensor, alpha_prod: Tensor) -> Tensor:
-    """log q(x_t | x_0), eq. 4, but for a constant of x_t: `[B, CHW]`, N candidates for x_0 `[N, CHW]` -> `[B, N]`.
+    """log q(x_t | x_0), eq. 4, up to a term without x_0: `[B, CHW]`, N candidates for x_0 `[N, CHW]` -> `[B, N]`.
 
     `alpha_prod`: alpha-bar_t, one for all or `[B, 1]`.
     """

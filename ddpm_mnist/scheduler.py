@@ -11,7 +11,7 @@ Reverse: `step` draws x_{t-1} ~ N(mu_t, sigma_t^2 I), given x_t and the network'
 
 `DDPMScheduler` is a drop-in replacement for `diffusers.DDPMScheduler`: the same arguments, config keys and, with the
 same random generator, the same numbers. The paper is written out here. What it does not need is inherited: other betas
-and variances than its own, the target v, and which timesteps to visit in fewer than T steps.
+and variances, the velocity v (loss.py has its formula), and which timesteps to visit in fewer than T steps.
 """
 
 from functools import wraps

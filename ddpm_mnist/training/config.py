@@ -32,7 +32,7 @@ RECOMMENDED = PAPER | {
     "prediction_type": "v_prediction",  # the network outputs v: errors of x_0 are not magnified where x_t is noise
     "uniform_timesteps": 0.25,  # three quarters of the timesteps lie at the noise levels where the digit forms
     "reference_images": 16384,  # the target is a mean over images that may have led to x_t: less noise
-    "guide_scale": 1.6,  # at the end of the run the target moves away from what an early network outputs
+    "guide_scale": 1.6,  # at the end of the run the target moves away from the output of an earlier copy
 }
 UNET = {
     "sample_size": 28,
@@ -104,9 +104,7 @@ class RecipeOptions:
     adam_epsilon: float = opt(1e-8, "AdamW's epsilon.", positive=True)
     max_grad_norm: float = opt(1.0, "Clip the gradient to this norm.", positive=True)
     use_ema: bool = opt(True, "Average the weights; samples, and the exported pipeline, use the average.")
-    ema_max_decay: float = opt(
-        0.9999, "The decay, (1 + n) / (10 + n) after n updates (a run's last tenth), is at most this.", fraction=True
-    )
+    ema_max_decay: float = opt(0.9999, "Upper limit of the decay, (1 + n) / (10 + n) after n updates.", fraction=True)
     class_dropout_prob: float = opt(
         0.0, "Share of labels dropped, for guidance; the last of unet.num_class_embeds then means none.", fraction=True
     )
@@ -125,13 +123,13 @@ class RecipeOptions:
     )
     guide_scale: float = opt(
         RECOMMENDED["guide_scale"],
-        "In the last part of the run, move the target away from what the network of an early update outputs, for "
-        "clearer images (autoguidance); 1: off.",
+        "In the last part of the run, move the target away from the output of an earlier copy of the network, "
+        "for clearer images (autoguidance); 1: off.",
         at_least=1,
         at_most=1.9,
     )
     guide_start: float = opt(0.67, "Share of the run after which the target moves.", fraction=True)
-    guide_weak: float = opt(0.3, "Share of the run after which the early network's weights are kept.", fraction=True)
+    guide_weak: float = opt(0.3, "Share of the run after which the earlier copy is taken.", fraction=True)
     seed: int = opt(0, "Fixes initial weights, data order, timesteps and noise.", at_least=0, at_most=2**63 - 1)
 
 
