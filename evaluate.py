@@ -13,9 +13,11 @@ from pathlib import Path
 
 from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.options import DataOptions, SampleOptions, opt, options_of, peek, read_options, read_yaml, run_script
-from ddpm_mnist.record import CONFIG_FILE, RESULTS_FILE, read_json, weights_sha256, write_json
+from ddpm_mnist.record import CONFIG_FILE, RESULTS_FILE, is_checkpoint, read_json, weights_sha256, write_json
 
-OUTPUTS = ("evaluation.json", "evaluation.md", "evaluation_neighbours.png", "evaluation_bound.png")
+RESULTS, TABLE = "evaluation.json", "evaluation.md"
+NEIGHBOURS, BOUND = "evaluation_neighbours.png", "evaluation_bound.png"
+OUTPUTS = (RESULTS, TABLE, NEIGHBOURS, BOUND)
 FROM_THE_MODEL = ("dataset_name", "dataset_config_name", "image_column", "label_column", "center_crop")
 
 
@@ -55,7 +57,7 @@ def record_of(model: str | None) -> Path:
     """The folder with what a run wrote beside its model; for a checkpoint, that of its run; for a Hub id, the cache."""
     folder = Path(model or EvaluateConfig.model).expanduser()
     if model is None or folder.exists():  # the Hub is asked only for what was named
-        return folder.parent if (folder / "state.pt").is_file() else folder
+        return folder.parent if is_checkpoint(folder) else folder
     from ddpm_mnist.offline import model_folder
 
     return model_folder(model)
@@ -76,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> str:
             raise ConfigError(f"--output_dir {output_dir}: {problem}")
 
     from ddpm_mnist.evaluation import report  # here and not above, so that --help need not wait for torch
-    from ddpm_mnist.loading import is_checkpoint, load_model
+    from ddpm_mnist.loading import load_model
 
     model = load_model(config.model)
     measured = Path(config.model).is_dir() and not is_checkpoint(Path(config.model))  # what goes into the model's card
@@ -86,13 +88,13 @@ def evaluate(config: EvaluateConfig) -> str:
     results |= {"config": settings, "weights_sha256": weights}
     text = f"{report.table(results)}\n\n*{results['protocol']}.*\n"
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / OUTPUTS[0], results)
-    (output_dir / OUTPUTS[1]).write_text(text, encoding="utf-8")
-    report.neighbours_picture(samples, train).save(output_dir / OUTPUTS[2])
-    (output_dir / OUTPUTS[3]).unlink(missing_ok=True)  # of an earlier evaluation
+    write_json(output_dir / RESULTS, results)
+    (output_dir / TABLE).write_text(text, encoding="utf-8")
+    report.neighbours_picture(samples, train).save(output_dir / NEIGHBOURS)
+    (output_dir / BOUND).unlink(missing_ok=True)  # of an earlier evaluation
     if results["bound"]:
-        report.bound_picture(results["bound"], output_dir / OUTPUTS[3])
-    return text + f"\nWrote {output_dir / OUTPUTS[0]}."
+        report.bound_picture(results["bound"], output_dir / BOUND)
+    return text + f"\nWrote {output_dir / RESULTS}."
 
 
 def main(arguments: list[str]) -> int:

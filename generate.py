@@ -25,7 +25,6 @@ class GenerateConfig(SampleOptions):
     output: str = opt(
         "grid.png", "The grid; single images go into a folder of that name without the suffix.", path=True
     )
-    grid_only: bool = opt(False, "Save only the grid; an interrupted run then starts over.")
     save_trajectory: bool = opt(False, "Also save a picture of ten steps: x_{t-1}, and the x_0 predicted from x_t.")
     overwrite: bool = opt(False, "Replace pictures drawn with other settings.")
 
@@ -41,9 +40,9 @@ class Output:
         if self.grid.suffix.lower() != ".png":
             raise ConfigError(f"--output {self.grid}: must end in .png")
         self.trajectory = self.grid.with_name(f"{self.grid.stem}_trajectory.png") if config.save_trajectory else None
-        self.singles = self.grid.with_suffix("") if not config.grid_only else None
-        paths = [self.grid, self.trajectory, *map(self.single, range(config.num_images))]
-        self.paths = [path for path in paths if path is not None]
+        self.singles = self.grid.with_suffix("")
+        self.paths = [self.grid, *map(self.single, range(config.num_images))]
+        self.paths += [self.trajectory] if self.trajectory else []
         for path in self.paths:
             if problem := file_problem(path):
                 raise ConfigError(f"--output {self.grid}: {problem}")
@@ -51,32 +50,30 @@ class Output:
     def check(self, key: str, overwrite: bool) -> None:
         """ConfigError: a picture with another key exists and may not be replaced."""
         self.key = key
-        others = set(self.singles.glob("[0-9]" * 5 + ".png")) if self.singles else set()  # of a run that drew more
-        advice = dict.fromkeys(() if overwrite else self.paths, "give --overwrite, or name another")
-        advice |= dict.fromkeys(others.difference(self.paths), "it would stay; move it")
-        for path, what in advice.items():
+        more = set(self.singles.glob("[0-9]" * 5 + ".png")).difference(self.paths)  # of a run that drew more
+        for path in [*(() if overwrite else self.paths), *more]:
             if path.exists() and self.read(path) is None:
-                raise ConfigError(f"--output {self.grid}: {path} exists, but does not match these settings; {what}")
+                advice = "it would stay; move it" if path in more else "give --overwrite, or name another"
+                raise ConfigError(f"--output {self.grid}: {path} exists, but does not match these settings; {advice}")
 
-    def single(self, number: int) -> Path | None:
-        """Where image `number` goes; None if single images are not saved."""
-        return self.singles / f"{number:05d}.png" if self.singles else None
+    def single(self, number: int) -> Path:
+        """Where image `number` goes."""
+        return self.singles / f"{number:05d}.png"
 
-    def read(self, path: Path | None) -> Image.Image | None:
+    def read(self, path: Path) -> Image.Image | None:
         """The picture in a file, if it is complete and was drawn by the same settings."""
         with suppress(Exception), Image.open(path) as image:
             image.load()
             return image if image.text.get(KEY) == self.key else None
 
-    def write(self, picture: Image.Image, path: Path | None) -> None:
+    def write(self, picture: Image.Image, path: Path) -> None:
         """Save a picture with the key."""
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = PngInfo()
-            text.add_text(KEY, self.key)
-            draft = path.with_name(f".{path.name}.draft")
-            picture.save(draft, "PNG", pnginfo=text)
-            draft.replace(path)  # complete or absent, whenever the run is stopped
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = PngInfo()
+        text.add_text(KEY, self.key)
+        draft = path.with_name(f".{path.name}.draft")
+        picture.save(draft, "PNG", pnginfo=text)
+        draft.replace(path)  # complete or absent, whenever the run is stopped
 
 
 def generate(config: GenerateConfig) -> Output:
@@ -96,13 +93,12 @@ def generate(config: GenerateConfig) -> Output:
     images = {number: output.read(output.single(number)) for number in range(config.num_images)}
     first = config.batch_size if config.save_trajectory else 0  # the trajectory is of the first batch
     missing = [number for number, image in images.items() if image is None or number < first]
-    batches = [missing[i : i + config.batch_size] for i in range(0, len(missing), config.batch_size)]
-    draws = model.draw(missing, config, config.class_label) if missing else ()
-    shown = tqdm(draws, f"{config.scheduler}, {steps} steps", total=len(batches) * steps)
-    for count, (batch, step) in enumerate(shown, 1):
+    draws, batches = model.draw(missing, config, config.class_label), -(-len(missing) // config.batch_size)
+    draws = tqdm(draws, f"{config.scheduler}, {steps} steps", total=batches * steps)
+    for count, (batch, step) in enumerate(draws, 1):
         if count in shown_steps(steps):
             trajectory.append(step)
-        for number, image in zip(batches[batch], to_pil(step.prev_sample)) if step.last else ():
+        for number, image in zip(batch, to_pil(step.prev_sample)) if step.last else ():
             images[number] = image
             output.write(image, output.single(number))
     output.write(grid(list(images.values()), zoom=2), output.grid)
@@ -113,8 +109,7 @@ def generate(config: GenerateConfig) -> Output:
 
 def main(arguments: list[str]) -> int:
     output = generate(read_options(GenerateConfig, arguments, __doc__.splitlines()[0]))
-    others = [str(path) for path in (output.singles, output.trajectory) if path]
-    print(f"Wrote {output.grid}{' and ' if others else ''}{', '.join(others)}.")
+    print(f"Wrote {', '.join(str(path) for path in (output.grid, output.singles, output.trajectory) if path)}.")
     return 0
 
 

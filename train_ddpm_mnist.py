@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> int:
         run.begin()  # from here on files are written
         accelerator, unet, scheduler, optimizer = run.accelerator, run.unet, run.scheduler, run.optimizer
 
-        while run.step < run.num_steps and not run.stop.requested():  # 1: repeat
+        while run.step < config.max_train_steps and not run.stop.requested():  # 1: repeat
             for images, labels, timesteps, noise in run.batches():  # 2, 3, 4: draw x_0, t and epsilon ~ N(0, I)
                 with accelerator.accumulate(unet):
                     noisy_images = scheduler.add_noise(images, noise, timesteps)  # x_t ~ q(x_t | x_0), eq. 4
@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> int:
             if run.due(config.checkpointing_steps):
                 run.save()
 
-        if run.step == run.num_steps:  # 6: until converged
+        if run.step == config.max_train_steps:  # 6: until converged
             export(run)
         return run.finish()
 

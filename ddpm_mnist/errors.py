@@ -55,7 +55,7 @@ def writable_problem(folder: Path) -> str | None:
         return f"{existing} is a broken link; remove it, or name another"
     if not existing.is_dir():
         return f"{existing} is a file; name a folder"
-    return None if may_write(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written; {PERMISSIONS}"
+    return None if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written; {PERMISSIONS}"
 
 
 def file_problem(path: Path) -> str | None:
@@ -64,11 +64,6 @@ def file_problem(path: Path) -> str | None:
         return f"{path} is a folder, but must be a file; name another, or move it"
     if path.is_symlink() and not path.exists():
         return f"{path} is a broken link; remove it, or name another"
-    if path.exists() and not may_write(path, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         return f"{path} cannot be written; {PERMISSIONS}"
     return writable_problem(path.parent)
-
-
-def may_write(path: Path, mode: int) -> bool:
-    """Whether the system allows it to the user as whom the process runs."""
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

@@ -16,6 +16,7 @@ from .errors import ConfigError, check_lfs, first_line
 from .offline import model_folder
 from .options import SampleOptions
 from .pipeline import Step, count_classes, denoise, guided
+from .record import is_checkpoint
 from .sampling import DEFAULT_STEPS, initial_noise, labels_for, make_sampler
 from .scheduler import DDPMScheduler
 from .unet import UNet2DModel
@@ -65,8 +66,8 @@ class Model:
 
     def draw(
         self, numbers: range | list[int], options: SampleOptions, class_label: int | None = None
-    ) -> Iterator[tuple[int, Step]]:
-        """Draw the images with these numbers, batch by batch; yields (number of the batch, step) for each step.
+    ) -> Iterator[tuple[list[int], Step]]:
+        """Draw the images with these numbers, batch by batch; yields (numbers of the batch, step) for each step.
 
         `numbers`: which images of `options.seed`; `class_label`: see `labels_for`. ConfigError: see `num_steps`; or the
         images are not finite.
@@ -75,11 +76,12 @@ class Model:
         sampler = make_sampler(options.scheduler, self.scheduler.config, steps)
         if options.mixed_precision == "bf16":
             unet = torch.autocast(device.type, torch.bfloat16)(unet.forward)
-        for batch, chunk in enumerate(torch.tensor(numbers).split(options.batch_size)):
-            labels = labels_for(chunk.tolist(), self.num_classes, class_label)
+        for first in range(0, len(numbers), options.batch_size):
+            batch = list(numbers[first : first + options.batch_size])
+            labels = labels_for(batch, self.num_classes, class_label)
             labels = labels if labels is None else labels.to(device)
             guidance = options.guidance_scale, self.null_class_label, options.guidance_min_log_snr
-            noise, generators = initial_noise(options.seed, chunk.tolist(), self.shape, device)
+            noise, generators = initial_noise(options.seed, batch, self.shape, device)
             predict = guided(unet, sampler, labels, *guidance)
             for step in denoise(predict, sampler, noise, steps, generators):
                 if step.last and not step.prev_sample.isfinite().all():
@@ -91,14 +93,9 @@ class Model:
         return torch.cat([step.prev_sample for _, step in self.draw(numbers, options) if step.last])
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of a training run."""
-    return (folder / "state.pt").is_file() and (folder / "unet").is_dir()
-
-
 @contextmanager
 def loading(what: str, folder: Path) -> Iterator[None]:
-    """The context to load `what`, an option with its value, from a folder. ConfigError: anything fails in it."""
+    """Turn any error while loading from `folder` into a ConfigError about `what`, an option and its value."""
     try:
         yield
     except Exception as error:  # of diffusers, safetensors, torch and the disk
@@ -106,14 +103,10 @@ def loading(what: str, folder: Path) -> Iterator[None]:
         raise ConfigError(f"{what}: cannot be loaded ({first_line(error)})") from error
 
 
-def use_cpu_is_set() -> bool:
-    """Whether ACCELERATE_USE_CPU says to stay on the CPU, in any of the words that Accelerate takes for yes."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
-
-
 def default_device() -> torch.device:
     """This machine's accelerator (CUDA, MPS ...); the CPU if it has none or ACCELERATE_USE_CPU is set."""
-    if use_cpu_is_set() or not torch.accelerator.is_available():
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")  # as Accelerate
+    if use_cpu or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.accelerator.current_accelerator()
 

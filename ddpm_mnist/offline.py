@@ -15,6 +15,7 @@ from .errors import ConfigError, first_line
 
 MODEL_FILES = ["*.json", "*.yaml", "scheduler/*.json", "unet/*.json"]  # of a model, all that is downloaded
 MODEL_FILES += [f"unet/diffusion_pytorch_model{part}.safetensors" for part in ("", "-*-of-*")]
+GATED = "is gated; accept its terms on its page on the Hub, and `hf auth login`"
 ADVICE = {  # by HTTP status
     401: "the Hub rejects this token; `hf auth login` again, or make a new one",
     403: "this token lacks the permission (to push: the role 'write', and a repo under your own name)",
@@ -32,9 +33,11 @@ def explain(error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "has no such revision; check --revision"
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        status = error.response.status_code
-        trouble = "the Hub has trouble; run this again later" if status >= 500 else first_line(error)
-        return f"{status}: {ADVICE.get(status, trouble)}"
+        status, said = error.response.status_code, " ".join((error.server_message or "").split())[:200]
+        trouble = "the Hub has trouble; run this again later" if status >= 500 else "the Hub refuses this"
+        return f"{status}: {ADVICE.get(status, trouble)}{f' ({said})' if said else ''}"
+    if str(error).startswith("Invalid metadata"):
+        return f"the Hub refuses the model card: {' '.join(str(error).split())[:200]}"
     return f"the connection to the Hub failed ({first_line(error)}); check the network and run this again"
 
 
@@ -52,10 +55,9 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
         HfApi().repo_info(repo_id, timeout=5.0, **where)
     except RevisionNotFoundError:
         raise ConfigError(f"{option} {name}: the repo has no such revision; name a branch, a tag or a commit") from None
-    except (RepositoryNotFoundError, GatedRepoError, HFValidationError):
-        raise ConfigError(
-            f"{option} {name}: no such path, and missing or private on the Hub; check it, or `hf auth login`"
-        ) from None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        problem = "no such path, and missing or private on the Hub; check it, or `hf auth login`"
+        raise ConfigError(f"{option} {name}: {GATED if isinstance(error, GatedRepoError) else problem}") from None
     except Exception as error:  # the Hub refuses or is unreachable; network libraries have errors of their own
         refusal = f"the Hub cannot be reached ({type(error).__name__}), and the cache has none; check the network"
         refusal = explain(error) if isinstance(error, HfHubHTTPError) else f"{refusal}, or use a local folder"
@@ -63,7 +65,8 @@ def hub_folder(option: str, name: str, repo_type: str, files: list[str] | None =
         cached = refusal is not None
         return Path(snapshot_download(repo_id, allow_patterns=files, local_files_only=cached, **where))
     except Exception as error:  # of the Hub's client and the disk
-        raise ConfigError(f"{option} {name}: {refusal or f'cannot be loaded ({first_line(error)})'}") from error
+        problem = GATED if isinstance(error, GatedRepoError) else f"cannot be loaded ({first_line(error)})"
+        raise ConfigError(f"{option} {name}: {refusal or problem}") from error
 
 
 def model_folder(name: str) -> Path:

@@ -240,7 +240,7 @@ def read_yaml(option: str, path: Path) -> dict:
 
 
 NO_MEMORY = "out of memory|can't allocate memory|not enough memory"  # in PyTorch's RuntimeErrors
-BATCH_OPTIONS = "--train_batch_size (and raise --gradient_accumulation_steps), --batch_size or the number of images"
+BATCH_OPTIONS = "--train_batch_size (and raise --gradient_accumulation_steps), --batch_size or --num_images"
 
 
 def run_script(main: Callable[[list[str]], int]) -> int:

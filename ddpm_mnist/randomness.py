@@ -47,21 +47,18 @@ def draw_noise_and_timesteps(
     shape: tuple[int, ...],
     num_train_timesteps: int,
     device: torch.device,
-    timestep_density: Tensor | None = None,
+    cumulative: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """epsilon ~ N(0, I), `shape` = `[B, C, H, W]`, and t in 0 ... T-1, `[B]`, of global batch `number`.
 
     B is the global batch: every process draws all of it and takes its rows, so that the numbers do not depend on the
-    number of processes. (They do depend on the device: a GPU has another generator than a CPU.)
-
-    Args:
-        timestep_density: the probability of each t, `[T]`; None: t ~ Uniform{0 ... T-1}.
+    number of processes. (They do depend on the device: a GPU has another generator than a CPU.) `cumulative`: for each
+    t the probability of at most t, `[T]`, on the device; None: t ~ Uniform{0 ... T-1}.
     """
     generator = seeded_generator(seed, "training noise", number, device)
     noise = torch.randn(shape, generator=generator, device=device)
-    if timestep_density is not None:
+    if cumulative is not None:
         quantiles = torch.rand(shape[:1], generator=generator, device=device)
-        cumulative = timestep_density.cumsum(0).to(device, torch.float32)  # summed in float64, which MPS lacks
         return noise, torch.searchsorted(cumulative, quantiles, right=True).clamp(max=num_train_timesteps - 1)
     return noise, torch.randint(0, num_train_timesteps, shape[:1], generator=generator, device=device)
 

@@ -47,6 +47,17 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
+def sample_grids(output_dir: Path) -> dict[int, Path]:
+    """The grids that a run drew, `samples/step-N.png`, by N, in this order."""
+    grids = {path.stem.removeprefix("step-"): path for path in (output_dir / "samples").glob("step-*.png")}
+    return dict(sorted((int(step), path) for step, path in grids.items() if step.isdecimal()))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a training run."""
+    return (folder / "state.pt").is_file() and (folder / "unet").is_dir()
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a mapping as JSON."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

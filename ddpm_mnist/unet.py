@@ -149,9 +149,8 @@ class Upsample2D(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        device = hidden_states.device.type
-        half_precision = hidden_states.dtype.itemsize <= 2 or torch.is_autocast_enabled(device)
-        if device != "cpu" or half_precision or not is_plain(self.conv):
+        device, half = hidden_states.device.type, hidden_states.dtype.itemsize <= 2
+        if device != "cpu" or half or torch.is_autocast_enabled(device) or not is_plain(self.conv):
             return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
         flipped = self.conv.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution applies its kernel mirrored
         kernel = sum(F.pad(flipped, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))

@@ -173,12 +173,12 @@ def as_nobody(folder: Path) -> Iterator[None]:
             path.chmod(0o755)
     root = os.geteuid() == 0
     if root:
-        os.seteuid(65534)
+        os.setresuid(65534, 65534, 0)
     try:
         yield
     finally:
         if root:
-            os.seteuid(0)
+            os.setresuid(0, 0, 0)
 
 
 def metrics(output_dir: Path, key: str) -> dict[int, float]:

@@ -87,6 +87,12 @@ CASES = [  # (arguments, parts of the line)
     (["--unet.time_embedding_type=fourier"], ["unet.time_embedding_type fourier", "choose from positional"]),
     (["--unet.class_embed_type=timestep"], ["unet.class_embed_type", "timestep"]),
     (["--unet.layers_per_block"], ["--unet.layers_per_block", "needs a value"]),
+    (["--scheduler.clip_sample", "--seed=3"], ["--scheduler.clip_sample", "needs a value"]),
+    (["--scheduler.clip_sample=flase"], ["scheduler.clip_sample flase: must be true or false"]),
+    (["--scheduler.clip_sample_range=two"], ["unet, scheduler: these settings cannot draw (bad operand"]),
+    (["--scheduler.steps_offset=300"], ["cannot draw (index", "out of bounds"]),
+    (["--unet.downsample_padding=2", "--unet.sample_size=28"], ["cannot draw (Sizes of tensors must match"]),
+    (["--unet.norm_eps=x"], ["cannot draw (group_norm"]),
     (["--unet.dropout", "[1"], ["--unet.dropout [1: cannot be read"]),
     (["--scheduler.beta_schedule=cosine"], ["scheduler.beta_schedule cosine", "squaredcos_cap_v2"]),
     (["--scheduler.beta_end=1.5"], ["scheduler.beta_start, beta_end"]),
@@ -190,8 +196,9 @@ def test_an_output_dir_that_is_a_file_is_below_one_or_holds_files(dataset_dir, t
     for output, more, part in (
         ("file", [], "is a file; name a folder"),
         ("file/below", [], "is a file; name a folder"),
-        ("out", [], "--overwrite_output_dir"),
-        ("out", ["--resume_from_checkpoint=latest"], "--overwrite_output_dir"),
+        ("out", [], "is not empty, and holds no earlier run; name another"),
+        ("out", ["--overwrite_output_dir"], "is not empty, and holds no earlier run; name another"),
+        ("out", ["--resume_from_checkpoint=latest"], "holds other files, but no checkpoint; name another"),
     ):
         code, stderr = answer(smoke_args(dataset_dir, tmp_path / output) + more, capfd)
         assert code == 2 and part in stderr

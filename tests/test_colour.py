@@ -46,7 +46,7 @@ def test_channels_are_those_of_the_images_unless_the_config_says(tmp_path, mode,
 
 def test_a_set_in_colour_from_training_to_the_push(tmp_path, train, monkeypatch, capsys):
     """Columns as in CIFAR-10; everything after the training finds out by itself that the images have colour."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     name = save(tmp_path / "squares", [patch(i) for i in range(90)], column="img")
     options = {"unet.num_class_embeds": 3, "unet.sample_size": 32}
     out = train("out", dataset_name=name, **options)

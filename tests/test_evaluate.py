@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, blob, in_process, make_dataset, python
 from datasets import ClassLabel
 from scipy.stats import norm
@@ -257,8 +258,8 @@ def bars(count: int, seed: int) -> Images:
 @pytest.fixture(scope="module")
 def judge() -> classifier.Judge:
     data = SimpleNamespace(train=bars(300, 2), test=bars(200, 3))
-    config = command.EvaluateConfig(classifier_steps=20)
-    return classifier.Judge(data, bars(120, 1), classifier.train_classifier(bars(400, 0), steps=30), 1.0, config)
+    trained = classifier.train_classifier(bars(400, 0), steps=30)
+    return classifier.Judge(data, bars(120, 1), trained, 1.0, classifier.classify(trained, data.test.images)[2], seed=0)
 
 
 def test_metrics_tell_copies_from_new_images_and_noise_from_both(judge):
@@ -297,7 +298,7 @@ def arguments(model, dataset_dir) -> list:
 
 
 def test_evaluate_writes_what_the_card_takes(conditional_model, tiny_dataset_dir, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     said = []
     for name in ("results", "again"):
         args = [*arguments(conditional_model, tiny_dataset_dir), "--output_dir", tmp_path / name]
@@ -337,7 +338,7 @@ def test_only_square_images_in_grey_or_colour_are_evaluated(shape):
 
 def test_what_is_not_defined_is_null_in_json_and_said_in_the_table(model, tiny_dataset_dir, tmp_path, monkeypatch):
     """0/0: most test images have exact copies among the images that they are compared with."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(report, "nearest_distances", lambda images, **options: torch.zeros(len(images), 2))
     args = [*arguments(model, tiny_dataset_dir), "--bound_images", 0, "--output_dir", tmp_path]
     assert in_process(command.main, *args) == 0
@@ -354,7 +355,7 @@ def test_the_images_are_by_default_those_that_the_model_was_trained_on_and_nothi
     """From its own record; the command line wins. A stranger's model must not say where this machine caches."""
     options = ["--dataset_name=/some/set", "--image_column=mask", "--center_crop", "--seed=5"]
     recorded = parse_args([*options, "--cache_dir=/a/strangers", "--dataloader_num_workers=64"])
-    (tmp_path / "train_config.yaml").write_text(recorded.to_yaml(), encoding="utf-8")
+    (tmp_path / "train_config.yaml").write_text(yaml.safe_dump(recorded.saved()), encoding="utf-8")
     (tmp_path / "checkpoint-8/unet").mkdir(parents=True)
     (tmp_path / "checkpoint-8/state.pt").write_bytes(b"")
     for model in (tmp_path, tmp_path / "checkpoint-8"):
@@ -369,7 +370,7 @@ def test_a_local_set_is_the_one_that_was_trained_on_or_a_line(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "then")
     (tmp_path / "run").mkdir()
     config = parse_args(["--dataset_name=sets/mine"])
-    (tmp_path / "run/train_config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (tmp_path / "run/train_config.yaml").write_text(yaml.safe_dump(config.saved()), encoding="utf-8")
     (tmp_path / "run/train_results.json").write_text(json.dumps({"dataset_is_local": True}), encoding="utf-8")
     (tmp_path / "now/sets/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "now")

@@ -420,12 +420,6 @@ def test_generate_leaves_its_finished_batches_when_it_is_killed(model, tmp_path)
     assert len(list((tmp_path / "grid").iterdir())) >= 6 and not (tmp_path / "grid.png").exists()
 
 
-def test_generate_without_single_images(model, tmp_path):
-    args = ["--model", model, "--num_images", 2, "--num_inference_steps", 2, "--grid_only"]
-    assert in_process(generate.main, *args, "--output", tmp_path / "grid.png") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
-
-
 @pytest.mark.parametrize(
     ("file", "values", "part"),
     [

@@ -293,7 +293,7 @@ def test_private_makes_a_private_repo_and_refuses_a_public_one(hub, push, copy):
     assert hub.repo("alice/digits").private
     hub.create("alice/open")
     done = push(copy, "--private", repo="alice/open")
-    assert done.returncode == 2 and "--private: alice/open exists and is public" in done.stderr
+    assert done.returncode == 2 and "--hub_model_id alice/open: exists and is public" in done.stderr
     assert set(hub.repo("alice/open").files()) == {".gitattributes"}
 
 

@@ -96,9 +96,9 @@ def test_timesteps_follow_their_density():
     mean = (normal * log_snr).sum().item()
     assert mean == pytest.approx(LOG_SNR_MEAN, abs=0.05)
     assert (normal * (log_snr - mean) ** 2).sum().sqrt().item() == pytest.approx(LOG_SNR_STD, abs=0.05)
-    shape, device = (64, 1, 2, 2), torch.device("cpu")
-    for density, expected in ((None, torch.full((20,), 0.05)), (mixed, mixed.reshape(20, 50).sum(1))):
-        drawn = [draw_noise_and_timesteps(0, i, shape, 1000, device, density)[1] for i in range(300)]
+    shape, device, cumulative = (64, 1, 2, 2), torch.device("cpu"), mixed.cumsum(0).float()
+    for given, expected in ((None, torch.full((20,), 0.05)), (cumulative, mixed.reshape(20, 50).sum(1))):
+        drawn = [draw_noise_and_timesteps(0, i, shape, 1000, device, given)[1] for i in range(300)]
         counts = torch.bincount(torch.cat(drawn), minlength=1000).double().reshape(20, 50).sum(1) / (300 * 64)
         assert (counts - expected).abs().max() < 0.01
 

@@ -77,9 +77,8 @@ def predict_x0(
 def variational_bound(unet, scheduler: DDPMScheduler, test: Images, per_timestep: int = 10, seed: int = 0) -> dict:
     """Estimate the bound of a model with a fixed variance, with random images and noise at every timestep.
 
-    L_T is exact over all images.
-
-    The first T / 50 timesteps get ten times as many images, because their terms are largest and vary most.
+    L_T is exact over all images. The first T / 50 timesteps get ten times as many images, because their terms are
+    largest and vary most.
 
     Returns:
         "bits_per_dim", "ci" (half of the 95% interval), "terms" (T + 1 numbers: L_0 ... L_{T-1}, L_T), "evaluations".

@@ -4,10 +4,11 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -24,14 +25,15 @@ VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # other 
 class Judge(NamedTuple):
     """What samples are compared with: the images of the model's dataset, and a classifier that is trained on them.
 
-    `unseen`: the tenth of the training images that the classifier has not seen: it is overconfident on the others.
+    `unseen`: the training images held out from the classifier, which is overconfident on those that it learned from.
     """
 
     data: Data
     unseen: Images
     classifier: ResNetForImageClassification
     accuracy: float  # on the test split
-    config: Any  # the options of evaluate.py
+    features: Tensor  # of the test split, `[N, 128]`
+    seed: int  # of subsets
 
 
 def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetForImageClassification:
@@ -46,7 +48,7 @@ def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetF
     classifier = ResNetForImageClassification(config).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    batches = train.batches(index_batches(len(train), seed, 0, min(128, len(train)), 1, 0, 1))
+    batches = train.batches(index_batches(len(train), seed, 0, min(128, len(train))))
     for _ in tqdm(range(steps), desc="training the classifier"):
         images, labels = next(batches)
         F.cross_entropy(classifier(images).logits, labels).backward()
@@ -58,11 +60,7 @@ def train_classifier(train: Images, steps: int = 1400, seed: int = 0) -> ResNetF
 
 @torch.no_grad()
 def classify(classifier: ResNetForImageClassification, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classify images, `[N, C, H, W]` uint8.
-
-    Returns:
-        The predicted class, `[N]`; its probability, 0 to 1, `[N]`; the features before the last layer, `[N, 128]`.
-    """
+    """Of images `[N, C, H, W]` uint8: predicted classes and their probabilities, `[N]`, and features, `[N, 128]`."""
     results = []
     for batch in pixels.split(500):
         pooled = classifier.resnet(scale(batch)).pooler_output
@@ -80,9 +78,8 @@ def load_judge(model: Model, config) -> Judge:
     if min(len(data.train), len(data.test)) < 10:
         raise ConfigError(f"--dataset_name {data.name}: an evaluation needs 10 training and 10 test images, or more")
     steps, seed, count = config.classifier_steps, config.seed, max(len(data.train) // 10, 5)
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     key = hashlib.sha256(f"{VERSION}, {data.fingerprint}, {steps} steps, seed {seed}".encode()).hexdigest()[:16]
-    folder = home / "ddpm-mnist" / f"classifier-{key}"
+    folder = Path(constants.HF_HOME) / "ddpm-mnist" / f"classifier-{key}"
     order = torch.randperm(len(data.train), generator=seeded_generator(seed, "subset"))
     seen, unseen = (Images(data.train.images[x], data.train.labels[x]) for x in (order[count:], order[:count]))
     try:
@@ -95,5 +92,6 @@ def load_judge(model: Model, config) -> Judge:
         classifier.save_pretrained(draft)
         shutil.rmtree(folder, ignore_errors=True)  # of another evaluation, at the same time
         draft.rename(folder)
-    correct = classify(classifier, data.test.images)[0] == data.test.labels
-    return Judge(data, unseen, classifier, correct.float().mean().item(), config)
+    classes, _, features = classify(classifier, data.test.images)
+    accuracy = (classes == data.test.labels).float().mean().item()
+    return Judge(data, unseen, classifier, accuracy, features, seed)

@@ -82,14 +82,14 @@ def measure(samples: Images, judge: Judge) -> dict[str, tuple[float, float | Non
 
     The labels of the samples are the requested classes, counting through all; None for an unconditional model.
     """
-    test, generator = judge.data.test, seeded_generator(judge.config.seed, "subset")
+    test, generator = judge.data.test, seeded_generator(judge.seed, "subset")
     conditional, count = samples.labels is not None, min(len(samples), len(judge.unseen))
     test_rows = torch.randperm(len(test), generator=generator)[:count]
     real = Images(judge.unseen.images[:count], judge.unseen.labels[:count] if conditional else None)
     block = int(samples.labels.max()) + 1 if conditional else 1
     distances = partial(nearest_distances, train=judge.data.train.images, test=test.images)
     values = metrics_of(samples, distances(samples.images), block, test_rows, judge)
-    # real images are here test images: k=2, since the nearest test image is the image itself
+    # test images in place of samples: k=2, since the nearest test image of each is itself
     of_real = metrics_of(real, distances(test.images[test_rows], k=2), 1, test_rows, judge)
     return {name: (*value, of_real[name][0]) for name, value in values.items()}
 
@@ -99,13 +99,11 @@ def metrics_of(
 ) -> dict[str, tuple[float, float | None]]:
     """Each metric of N images, samples or real ones, and half its 95% interval.
 
-    Args:
-        distances, block: see `nearest_distances` and `jackknife`.
-        test_rows: at most N rows of the test split, for precision and recall, which compare sets of equal size.
+    `distances`, `block`: see `nearest_distances` and `jackknife`. `test_rows`: at most N rows of the test split, for
+    precision and recall, which compare sets of equal size.
     """
-    test, classifier = judge.data.test, judge.classifier
-    real = classify(classifier, test.images)[2]
-    classes, confidence, features = classify(classifier, images.images)
+    real = judge.features
+    classes, confidence, features = classify(judge.classifier, images.images)
     frechet = partial(frechet_distance, reference=gaussian_of(real))
     unbiased, ci = jackknife(frechet, features, block=block)
     values = {

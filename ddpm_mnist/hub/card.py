@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import ConfigError, first_line
 from ..options import read_yaml
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, read_metrics, weights_sha256
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_json, read_metrics, sample_grids, weights_sha256
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 NOTEBOOK = Path(__file__).with_name("notebook_template.ipynb")
@@ -46,7 +46,7 @@ def write_card(model_dir: Path, repo_id: str, license: str = "apache-2.0", revis
 
 
 def signed(text: str) -> str:
-    """The text of a card with a hash of it, by which `written_by_hand` knows it."""
+    """The card with a hash of its text at the end, which `written_by_hand` computes again."""
     return f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
@@ -66,7 +66,7 @@ def model_card(model_dir: Path, repo_id: str, license: str, classes: int | None,
     metrics = run["metrics"] if run["weights_sha256"] == weights else {}
     loss = metrics.get("held_out_ema/loss", metrics.get("held_out_raw/loss"))
     samples, table = gallery(model_dir, classes), model_dir / "evaluation.md"
-    grids = sorted((model_dir / "samples").glob("*.png"))
+    grids = [*sample_grids(model_dir).values()]
     if grids:
         (model_dir / "samples.png").write_bytes(grids[-1].read_bytes())
     data = ModelCardData(

@@ -31,7 +31,7 @@ from diffusers import DiffusionPipeline, UNet2DModel
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code="class_labels" in sys.argv[2])
 assert type(pipe.unet) is UNet2DModel
 pipe.set_progress_bar_config(disable=True)
-images = pipe(**json.loads(sys.argv[2]), num_inference_steps=4, output_type="pt").images
+images = pipe(**json.loads(sys.argv[2]), num_inference_steps=min(4, len(pipe.scheduler)), output_type="pt").images
 assert not any(name.startswith("ddpm_mnist") for name in sys.modules)
 assert images.isfinite().all(), "it draws no finite numbers"
 """
@@ -88,13 +88,16 @@ def validate_model(model_dir: Path) -> None:
                 f"{option}: holds no {needed}; name the output_dir of a finished training run, or finish it with "
                 "--resume_from_checkpoint latest"
             )
-    conditional = (model_dir / "pipeline.py").is_file()
-    if conditional and (model_dir / "pipeline.py").read_bytes() != OUR_PIPELINE.read_bytes():
+    index, code = read_json(model_dir / "model_index.json"), model_dir / "pipeline.py"
+    conditional = isinstance(index.get("_class_name"), list)
+    if not conditional and code.is_file():
+        raise ConfigError(f"{option}: this model does not use pipeline.py, which would be pushed too; move it away")
+    if conditional and (not code.is_file() or code.read_bytes() != OUR_PIPELINE.read_bytes()):
         raise ConfigError(
             f"{option}: pipeline.py, which the check would run, is not this version's; to use this version's, copy "
             f"{OUR_PIPELINE} there"
         )
-    named = {str(value[0]) for value in read_json(model_dir / "model_index.json").values() if isinstance(value, list)}
+    named = {str(value[0]) for value in index.values() if isinstance(value, list)}
     if conditional and named - {"pipeline", "diffusers"}:
         raise ConfigError(f"{option}: model_index.json names other code than pipeline.py; export it again")
     arguments = json.dumps({"class_labels": [0, 0]} if conditional else {"batch_size": 2})

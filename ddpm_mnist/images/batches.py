@@ -30,7 +30,8 @@ class Images:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Images":
-        """Batches come on `device`. So do all the images, if there is room: half of a GPU's free memory; or 1 GB."""
+        """Make batches on `device`. The whole set moves there if it takes less than half of a GPU's free memory, or, on
+        other devices, less than 1 GB."""
         self.device = device
         room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 2**30
         if self.images.nbytes < room:
@@ -63,7 +64,7 @@ def memory_mapped(rows: datasets.Dataset, shape: tuple[int, ...]) -> Tensor:
 
 
 def index_batches(
-    num_images: int, seed: int, first: int, batch_size: int, accumulation: int, rank: int, num_processes: int
+    num_images: int, seed: int, first: int, batch_size: int, accumulation=1, rank=0, num_processes=1
 ) -> Iterator[Tensor]:
     """This process's indices `[batch_size]`, micro-batch after micro-batch, from global batch number `first` on."""
     permutations: dict[int, Tensor] = {}
@@ -71,14 +72,14 @@ def index_batches(
     while True:
         for micro_step in range(accumulation):
             start = position + (micro_step * num_processes + rank) * batch_size
-            places = torch.arange(start, start + batch_size)
-            indices = torch.empty_like(places)
-            for epoch in (places // num_images).unique().tolist():
+            positions = torch.arange(start, start + batch_size)
+            indices = torch.empty_like(positions)
+            for epoch in (positions // num_images).unique().tolist():
                 if epoch not in permutations:
                     permutations = {e: p for e, p in permutations.items() if e == epoch - 1}  # forget the past
                     generator = seeded_generator(seed, "epoch", epoch)
                     permutations[epoch] = torch.randperm(num_images, generator=generator)
-                here = places // num_images == epoch
-                indices[here] = permutations[epoch][places[here] - epoch * num_images]
+                here = positions // num_images == epoch
+                indices[here] = permutations[epoch][positions[here] - epoch * num_images]
             yield indices
         position += batch_size * accumulation * num_processes

@@ -17,17 +17,17 @@ from .config import TrainConfig
 def micro_batches(
     config: TrainConfig, train: Images, scheduler: DDPMScheduler, accelerator: Accelerator, first: int
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-    """This process's share of global batch number `first`, micro-batch by micro-batch, then of the next, without end.
+    """Endless: this process's micro-batches of global batch number `first`, then of `first + 1`, and so on.
 
-    Yields:
-        images `[B, C, H, W]` in [-1, 1], labels `[B]` (None for an unconditional U-Net), timesteps `[B]`, and noise
-        `[B, C, H, W]`.
+    Each is images `[B, C, H, W]` in [-1, 1], labels `[B]` (None: no classes), timesteps `[B]`, and noise as the images.
     """
     seed, size, micro_steps = config.seed, config.train_batch_size, config.gradient_accumulation_steps
     rank, processes = accelerator.process_index, accelerator.num_processes
     global_batch = size * micro_steps * processes
     noise_shape, num_timesteps = (global_batch, *train.images.shape[1:]), len(scheduler)
     density = timestep_density(scheduler, config.uniform_timesteps)
+    if density is not None:  # summed in float64, which MPS lacks; moved once, since a GPU waits for each move
+        density = density.cumsum(0).to(accelerator.device, torch.float32)
     images_and_labels = train.batches(index_batches(len(train), seed, first, size, micro_steps, rank, processes))
 
     for step in itertools.count(first):

@@ -5,6 +5,7 @@ import inspect
 import torch
 
 from ..errors import ConfigError, first_line, suggestion
+from ..pipeline import denoise
 from ..scheduler import DDPMScheduler
 from ..unet import UNet2DModel
 from .config import TrainConfig
@@ -34,10 +35,12 @@ def build(config: TrainConfig, section: str, channels: int = 1):
     settings = getattr(config, section)
     if section == "unet" and settings["in_channels"] is None:
         settings = settings | {"in_channels": channels, "out_channels": channels}
-    known = [name for name in inspect.signature(CLASSES[section].__init__).parameters if name != "self"]
+    parameters = inspect.signature(CLASSES[section]).parameters
     for key, value in settings.items():
-        if key not in known:
-            raise ConfigError(f"{section}.{key}: unknown key; {suggestion(str(key), known)}")
+        if key not in parameters:
+            raise ConfigError(f"{section}.{key}: unknown key; {suggestion(str(key), list(parameters))}")
+        if isinstance(parameters[key].default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"{section}.{key} {value}: must be true or false")
         for entry in value if isinstance(value, (list, tuple)) else [value]:
             if key in CHOICES and entry not in CHOICES[key]:
                 raise ConfigError(f"{section}.{key} {entry}: choose from {', '.join(map(str, CHOICES[key]))}")
@@ -81,3 +84,9 @@ def check_models(config: TrainConfig) -> None:
             f"unet.sample_size {size}: stock diffusers, which the pipeline is for, cannot halve it {halvings} times; "
             f"use a multiple of {2**halvings} (images are resized to it) or fewer levels"
         )
+    labels = None if unet.config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64, device="meta")
+    try:  # values that both take now, and that would fail minutes later
+        unet(torch.zeros(1, channels[0], size, size, device="meta"), 0, class_labels=labels)
+        next(denoise(lambda x_t, t: x_t, scheduler, torch.zeros(1, 1, 1, 1), config.ddpm_num_inference_steps))
+    except Exception as e:
+        raise ConfigError(f"unet, scheduler: these settings cannot draw ({first_line(e)})") from None

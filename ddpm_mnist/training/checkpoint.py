@@ -15,6 +15,7 @@ stopped, the newest folder with a matching manifest is good. Weights are safeten
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ def save_checkpoint(
     checkpoints are as they were.
     """
     target = output_dir / f"{PREFIX}{step}"
-    draft = output_dir / f".{target.name}.draft"
+    draft, replaced = (output_dir / f".{target.name}.{name}" for name in ("draft", "old"))
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
@@ -94,23 +95,21 @@ def save_checkpoint(
         write_json(draft / MANIFEST, {"files": {p.relative_to(draft).as_posix(): sha256(p) for p in files}})
         for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
             fsync(path)
+        if target.exists():  # the same step again, after a resume from an earlier one
+            target.rename(replaced)
+        draft.rename(target)
     except Exception as e:  # the writers report a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
         raise ConfigError(
             f"--output_dir {output_dir}: {target.name} cannot be written ({' '.join(str(e).split())[:120]}); make "
             "room, then --resume_from_checkpoint latest: older checkpoints are complete"
         ) from e
-    replaced = output_dir / f".{target.name}.old"
-    if target.exists():  # the same step again, after a resume from an earlier one
-        target.rename(replaced)
-    draft.rename(target)
     fsync(output_dir)
     shutil.rmtree(replaced, ignore_errors=True)
-    for path in list_checkpoints(output_dir):
-        if step_of(path) > step:  # the run went on from an earlier one: "latest" must not lead back to these
-            remove(path)
-    if total_limit is not None:
-        for path in list_checkpoints(output_dir)[:-total_limit]:
+    checkpoints = [path for path in list_checkpoints(output_dir) if step_of(path) <= step]
+    later = set(list_checkpoints(output_dir)).difference(checkpoints)  # "latest" must not lead back to these
+    for path in [*later, *(checkpoints[:-total_limit] if total_limit is not None else [])]:
+        with suppress(OSError):  # Windows and NFS keep what another program reads; the next save tries again
             remove(path)
 
 
@@ -150,11 +149,8 @@ def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | No
 def load_checkpoint(checkpoint: Path, run: dict, weights: dict[str, dict[str, Tensor]]) -> dict:
     """Fill the tensors of `weights`, and return the `state`, on the CPU; both as in `save_checkpoint`.
 
-    Args:
-        run: the identity of the run that resumes, which must equal the checkpoint's; {}: any.
-
-    Raises:
-        ConfigError: an entry differs; the message names it and both values. Or something cannot be loaded.
+    `run`: the identity of the run that resumes, which must equal the checkpoint's; {}: any. ConfigError: an entry
+    differs, which the message names with both values; or something cannot be loaded.
     """
     option = f"--resume_from_checkpoint {checkpoint}"
     with loading(option, checkpoint):  # weights_only: it runs no code of the file

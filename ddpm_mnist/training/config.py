@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from ..errors import ConfigError
-from ..options import DataOptions, opt, options_of, peek, read_options, read_yaml
+from ..options import DataOptions, opt, peek, read_options, read_yaml
 from ..record import flat
 
 # The paper's objective (Algorithm 1), with AdamW; the learning rate is ours. configs/paper.yaml states the same.
@@ -54,7 +54,7 @@ SCHEDULER = {
     "variance_type": "fixed_small",
     "clip_sample": True,
 }
-SECTIONS = ("unet", "scheduler")
+SECTIONS = {"unet": UNET, "scheduler": SCHEDULER}
 
 
 @dataclass(frozen=True)
@@ -166,15 +166,6 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
         """The label that stands for a dropped one; None if none are dropped."""
         return self.unet["num_class_embeds"] - 1 if self.class_dropout_prob else None
 
-    def identity(self) -> dict[str, Any]:
-        """What must stay the same when a run resumes from a checkpoint: all that shapes its numbers.
-
-        The length of the run, logging, validation and saving may change; so may the number of processes, as long as the
-        global batch does not.
-        """
-        names = {*(option.name for option in options_of(RecipeOptions)), *SECTIONS}
-        return {name: value for name, value in vars(self).items() if name in names}
-
     def saved(self) -> dict[str, Any]:
         """The settings of the run, without those of one launch only, and with the absolute path of a local dataset."""
         saved = {option.name for option in fields(self) if option.metadata.get("saved", True)}
@@ -182,10 +173,6 @@ class TrainConfig(HubOptions, ValidationOptions, RecipeOptions, RunOptions, Outp
         if Path(self.dataset_name).exists():  # else it is the Hub's name
             settings["dataset_name"] = str(Path(self.dataset_name).absolute())
         return settings
-
-    def to_yaml(self) -> str:
-        """The same as a file that `--config` reads."""
-        return yaml.safe_dump(self.saved(), sort_keys=False)
 
 
 def parse_args(arguments: list[str]) -> TrainConfig:
@@ -206,7 +193,7 @@ def parse_args(arguments: list[str]) -> TrainConfig:
     for name, value in given.items():
         section, _, key = name.partition(".")
         sections[section][key] = value
-    defaults = flat({"unet": UNET, "scheduler": SCHEDULER})
+    sections = {name: with_keys(defaults, sections[name]) for name, defaults in SECTIONS.items()}
     config = read_options(
         TrainConfig,
         arguments,
@@ -216,10 +203,10 @@ def parse_args(arguments: list[str]) -> TrainConfig:
         extra={"config": "YAML file of options, such as those in configs/; the command line wins over it."},
         epilog="--unet.KEY VALUE and --scheduler.KEY VALUE set any config key of diffusers' UNet2DModel and "
         "DDPMScheduler. Defaults: "
-        + ", ".join(f"{name} {'null' if value is None else value}" for name, value in defaults.items())
+        + ", ".join(f"{name} {'null' if value is None else value}" for name, value in flat(sections).items())
         + ".",
     )
-    return check_unet(replace(config, **{name: with_keys(getattr(config, name), sections[name]) for name in SECTIONS}))
+    return check_unet(replace(config, **sections))
 
 
 def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -234,7 +221,7 @@ def section_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
             others.append(argument)
             continue
         name, has_value, value = argument.removeprefix("--").partition("=")
-        if not has_value and not rest:
+        if not has_value and (not rest or rest[0].startswith("--")):
             raise ConfigError(f"--{name}: needs a value")
         value = value if has_value else rest.pop(0)
         if not value:
@@ -266,10 +253,11 @@ def check_unet(config: TrainConfig) -> TrainConfig:
 
 
 def number_if_number(value: Any) -> Any:
-    """YAML reads 1e-4 as a string (it wants 1.0e-4); a user means the number, also in a list."""
+    """YAML reads 1e-4 and 1e3 as strings (it wants 1.0e-4); a user means the number, also in a list."""
     if isinstance(value, list):
         return [number_if_number(v) for v in value]
     try:
-        return float(value) if isinstance(value, str) else value
+        number = float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+    return int(number) if isinstance(value, str) and number.is_integer() else number

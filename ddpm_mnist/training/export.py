@@ -9,6 +9,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from .. import record
 from ..errors import ConfigError, first_line
 from ..hub.push import PushConfig, push_model
 from ..pipeline import ClassConditionalDDPMPipeline, apply_umask
@@ -44,7 +45,7 @@ def export(run: Run) -> None:
     say(f"Saved to {output_dir}: {run.parameters:,} parameters, {seconds / 60:.1f} minutes.")
     if config.push_to_hub:
         push_model(PushConfig(config.hub_model_id, str(output_dir), private=config.hub_private_repo))
-    grids = sorted((output_dir / "samples").glob("*.png"))
+    grids = [*record.sample_grids(output_dir).values()]
     picture = grids[-1] if grids else output_dir / "trajectory.png"
     say(f"Trained on {run.data.name}. Samples: {picture}. Next: python generate.py --model {output_dir}")
 
@@ -97,7 +98,7 @@ def write_results(run: Run, seconds: float) -> None:
     """What the run measured, and how it was trained, into train_results.json."""
     accelerator, device = run.accelerator, run.accelerator.device
     names = {"cpu": f"{os.cpu_count()} CPU cores", "cuda": torch.cuda.is_available() and torch.cuda.get_device_name()}
-    metrics = {}  # of these weights: a resumed run without validation has none of its own
+    metrics = {}  # those logged at this step; none without validation
     for line in read_metrics(run.output_dir / METRICS_FILE):
         metrics |= line if line.pop("step") == run.step else {}
     results = {
@@ -110,7 +111,6 @@ def write_results(run: Run, seconds: float) -> None:
         "minutes_of_this_session": seconds / 60,
         "metrics": metrics,
         "processes": accelerator.num_processes,
-        "device": str(device),
         "device_name": names.get(device.type, device.type.upper()),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (torch, diffusers, accelerate)},

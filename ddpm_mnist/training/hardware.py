@@ -10,7 +10,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from ..errors import ConfigError, first_line
-from ..loading import use_cpu_is_set
+from ..loading import default_device
 from .config import TrainConfig
 
 UNSUPPORTED = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # ACCELERATE_USE_...
@@ -35,6 +35,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     except Exception as error:  # whatever the environment makes Accelerate load
         advice = f"check the launcher's config, and --mixed_precision {precision}"
         raise ConfigError(f"Accelerate cannot start ({first_line(error)}); {advice}") from error
+    if accelerator.distributed_type == "XLA":
+        raise ConfigError("TPU: this script runs on CPUs and GPUs only; uninstall torch_xla")
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
@@ -119,6 +121,6 @@ def resolve_mixed_precision(value: str) -> tuple[str, str]:
 
 def computes_in_bf16() -> bool:
     """Whether bfloat16 is computed by the hardware, and not emulated."""
-    if torch.cuda.is_available() and not use_cpu_is_set():
+    if default_device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # no public function; older versions: False

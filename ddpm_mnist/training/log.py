@@ -1,7 +1,9 @@
 """Logging: metrics.jsonl, trackers and sample grids."""
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,23 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from ..errors import ConfigError, first_line
-from ..record import METRICS_FILE, flat, read_metrics, without_paths
+from ..record import METRICS_FILE, flat, read_metrics, sample_grids, without_paths
 from .config import TrainConfig
+
+
+class Stderr:
+    """stderr for the progress bar: a run goes on if nobody reads it any more (a `tee` that ended, a lost line)."""
+
+    def __getattr__(self, name: str):
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def flush(self) -> None:
+        """`write` did."""
 
 
 class MetricsLog:
@@ -39,9 +56,11 @@ class MetricsLog:
     def forget_after(self, step: int) -> None:
         """Delete what was logged after this step: training resumes from it and logs it again."""
         kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
-        self.file.write_text("".join(kept), encoding="utf-8")
-        for path in self.samples.glob("step-" + "[0-9]" * 6 + ".png"):
-            if int(path.stem.removeprefix("step-")) > step:
+        draft = self.file.with_name(f".{self.file.name}.draft")
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(self.file)  # all of it is there, whenever the run is killed
+        for number, path in sample_grids(self.samples.parent).items():
+            if number > step:
                 path.unlink()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

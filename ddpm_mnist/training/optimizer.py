@@ -19,10 +19,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Map each matrix U S V^T to about U V^T, with singular values of 0.7 to 1.2.
 
-    Newton-Schulz iteration, which needs only matrix products: X <- a X + (b A + c A^2) X with A = X X^T.
-
-    Args:
-        matrices: `[N, rows, columns]`, any float dtype; the result has the same shape and dtype.
+    Newton-Schulz iteration, which needs only matrix products: X <- a X + (b A + c A^2) X with A = X X^T. `matrices`:
+    `[N, rows, columns]`, any float dtype; the result has the same shape and dtype.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import filelock
+import yaml
 
 from ..errors import ConfigError, first_line, writable_problem
 from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
@@ -34,19 +35,17 @@ def lock_output_dir(output_dir: Path) -> filelock.BaseFileLock:
 
 
 def check_output_dir(config: TrainConfig) -> Path | None:
-    """Check that the run may write into its folder; write nothing yet, since the data may still be refused.
+    """The checkpoint to resume from, or None for a new run. Writes nothing yet, since the data may still be refused.
 
-    Returns:
-        The checkpoint to resume from, or None for a new run.
-
-    Raises:
-        ConfigError: the folder is a file, cannot be written, or holds files that nobody asked to replace; or the named
-            checkpoint is missing or damaged.
+    ConfigError: the run may not write into its folder, or the checkpoint is missing or damaged.
     """
     output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
     option = f"--output_dir {output_dir}"
     if config.overwrite_output_dir and resume:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
+    images = Path(config.dataset_name).resolve()
+    if images.is_dir() and images in (output_dir.resolve(), *output_dir.resolve().parents):
+        raise ConfigError(f"{option}: lies in the folder of the images, where `datasets` would read it; name another")
     if problem := next(filter(None, (writable_problem(output_dir / name) for name in FOLDERS)), None):
         raise ConfigError(f"{option}: {problem}")
     if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
@@ -57,6 +56,8 @@ def check_output_dir(config: TrainConfig) -> Path | None:
     if names <= BEFORE_THE_FIRST_CHECKPOINT and not read_metrics(output_dir / METRICS_FILE):
         names = set()  # a run that failed before its first update
     if not resume:
+        if names and CONFIG_FILE not in names:
+            raise ConfigError(f"{option}: is not empty, and holds no earlier run; name another")
         if names and not config.overwrite_output_dir:
             raise ConfigError(
                 f"{option}: is not empty; name another, go on with --resume_from_checkpoint latest, or start anew with "
@@ -67,8 +68,8 @@ def check_output_dir(config: TrainConfig) -> Path | None:
     others = names - BEFORE_THE_FIRST_CHECKPOINT
     if checkpoint is None and others:
         raise ConfigError(
-            f"--resume_from_checkpoint {resume}: {output_dir} holds other files, but no checkpoint; "
-            "--overwrite_output_dir starts anew"
+            f"--resume_from_checkpoint {resume}: {output_dir} holds other files, but no checkpoint; name another "
+            "--output_dir"
         )
     if checkpoint is not None and others and checkpoint.absolute().parent.resolve() != output_dir.resolve():
         raise ConfigError(
@@ -81,10 +82,8 @@ def check_output_dir(config: TrainConfig) -> Path | None:
 def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
     """Save the settings in the folder.
 
-    `--overwrite_output_dir` deletes what a run writes as it goes (checkpoints, samples/, metrics.jsonl, and, in
-    `Run.begin`, the trackers' logs/ and wandb/); the exported pipeline is replaced at the end. If there is
-    `more_to_train`, the results beside it are deleted, so that nobody pushes the earlier weights with the settings of
-    this run.
+    `--overwrite_output_dir` deletes what a run writes as it goes; the pipeline is replaced at the end. If there is
+    `more_to_train`, its results are deleted now, so that nobody pushes the earlier weights with these settings.
     """
     output_dir = Path(config.output_dir)
     try:
@@ -94,7 +93,7 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
                 remove(path)
         if more_to_train:
             (output_dir / RESULTS_FILE).unlink(missing_ok=True)
-        (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+        (output_dir / CONFIG_FILE).write_text(yaml.safe_dump(config.saved(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"--output_dir {output_dir}: cannot be written ({first_line(error)}); name another"

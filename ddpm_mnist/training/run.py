@@ -12,20 +12,22 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from huggingface_hub import HfApi
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import ConfigError
-from ..hub.repo import check_repo_id, read_token
+from ..hub.repo import check_repo_id, make_repo, read_token
 from ..images.dataset import Data, load_data
 from ..loading import Model
+from ..options import options_of
 from ..pipeline import count_classes
 from .batches import micro_batches
 from .build import build, check_models
 from .checkpoint import load_checkpoint, remove, save_checkpoint
-from .config import TrainConfig
+from .config import RecipeOptions, TrainConfig
 from .hardware import start_accelerator
-from .log import MetricsLog
+from .log import MetricsLog, Stderr
 from .optimizer import build_optimizer
 from .output_dir import TRACKER_FOLDERS, begin_output_dir, check_output_dir, lock_output_dir
 from .stop import StopSignal
@@ -42,26 +44,24 @@ class Run:
         unet: as Accelerate prepared it, in mixed precision and with synchronised gradients; `bare_unet`: the module
             inside, with plain parameter names.
         ema: the averaged weights, or None; `target`: what the network should output.
-        num_steps: the length of the run; `step`: global batches so far, each an update of the weights unless its
-            gradient was not finite.
-        counts: `[4]`, on the device: the sum of the losses and their number, both since the last log; the skipped
-            updates, in all and in a row.
-        identity: what must not change when the run resumes.
+        step: global batches so far, each an update of the weights unless its gradient was not finite.
+        counts: `[4]`, on the device: since the last log, the sum and the number of losses; then the skipped updates,
+            in total and in a row.
+        identity: what must not change when the run resumes: all that shapes its numbers. Its length, logging,
+            validation and saving may change; so may the number of processes, if the global batch does not.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, data: Data, checkpoint: Path | None = None):
         self.config, self.accelerator, self.data, self.checkpoint = config, accelerator, data, checkpoint
         self.output_dir = Path(config.output_dir)
         self.global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        self.num_steps = config.max_train_steps
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
         bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
         optimizer = build_optimizer(bare_unet, config)
         # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
-        self.lr_scheduler = get_scheduler(
-            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=self.num_steps
-        )
+        updates = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
+        self.lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, **updates)
         self.unet, self.optimizer = accelerator.prepare(bare_unet, optimizer)
         self.bare_unet = accelerator.unwrap_model(self.unet, keep_torch_compile=False)
         self.parameters = sum(p.numel() for p in self.bare_unet.parameters())
@@ -72,8 +72,9 @@ class Run:
 
         channels = ("in_channels", "out_channels")
         self.identity = {  # a difference is named in this order: options first, then what follows from the data
-            **config.identity(),
+            **{option.name: getattr(config, option.name) for option in options_of(RecipeOptions)},
             "unet": {key: value for key, value in config.unet.items() if key not in channels},
+            "scheduler": config.scheduler,
             "global batch": self.global_batch,
             "mixed precision": accelerator.mixed_precision,
             "dataset": data.fingerprint,
@@ -117,14 +118,14 @@ class Run:
         accelerator.wait_for_everyone()
         self.log = MetricsLog(accelerator, config, self.step)  # before more is deleted: a tracker may fail to start
         if accelerator.is_main_process:
-            begin_output_dir(config, more_to_train=self.step < self.num_steps)
-            if self.step < self.num_steps:
+            begin_output_dir(config, more_to_train=self.step < config.max_train_steps)
+            if self.step < config.max_train_steps:
                 self.log.forget_after(self.step)
         self.micro_batches = micro_batches(config, self.data.train, self.scheduler, accelerator, self.step)
         self.stop.listen()
         accelerator.print(
             f"Training {self.parameters:,} parameters on {len(self.data.train):,} images of {self.data.name} for"
-            f" {self.num_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
+            f" {config.max_train_steps:,} steps of {self.global_batch} ({accelerator.num_processes} process(es) x"
             f" {config.train_batch_size} x {config.gradient_accumulation_steps}) on {accelerator.device}, mixed"
             f" precision {accelerator.mixed_precision}."
         )
@@ -134,9 +135,8 @@ class Run:
                 f"Warning: x_T still holds {signal:.0%} of x_0, but sampling starts from pure noise; raise"
                 " scheduler.beta_end or scheduler.num_train_timesteps."
             )
-        self.progress = tqdm(
-            total=self.num_steps, initial=self.step, disable=not accelerator.is_local_main_process, desc="train"
-        )
+        total, hidden = config.max_train_steps, not accelerator.is_local_main_process
+        self.progress = tqdm(total=total, initial=self.step, disable=hidden, desc="train", file=Stderr())
         self.started, self.first_step = time.perf_counter(), self.step
         self.logged = self.started, self.step
         self.unet.train()
@@ -168,10 +168,10 @@ class Run:
 
     def end_update(self) -> None:
         """After the optimizer's step: counts, learning rate, averaged weights, step + 1."""
-        loss_sum, losses, skipped, in_a_row = self.counts
+        loss_sum, num_losses, skipped, in_a_row = self.counts
         loss_sum = loss_sum + torch.where(self.finite, self.update_loss, 0)
         in_a_row = torch.where(self.finite, 0, in_a_row + 1)
-        self.counts = torch.stack([loss_sum, losses + self.finite, skipped + ~self.finite, in_a_row])
+        self.counts = torch.stack([loss_sum, num_losses + self.finite, skipped + ~self.finite, in_a_row])
         self.learning_rate = self.lr_scheduler.get_last_lr()[0]  # of this update
         self.lr_scheduler.step()
         if self.ema is not None:
@@ -181,17 +181,17 @@ class Run:
 
     def due(self, every: int, first: int | None = None) -> bool:
         """Whether something that happens every N steps, at step `first` and at the last is due now; 0: never."""
-        return every > 0 and (self.step % every == 0 or self.step in (first, self.num_steps))
+        return every > 0 and (self.step % every == 0 or self.step in (first, self.config.max_train_steps))
 
     def write_log(self) -> None:
         """Log the mean loss since the last log. ConfigError: too many updates in a row were skipped."""
-        loss_sum, losses, skipped, in_a_row = self.accelerator.reduce(self.counts, "mean").tolist()
+        loss_sum, num_losses, skipped, in_a_row = self.accelerator.reduce(self.counts, "mean").tolist()
         if in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise ConfigError(self.not_finite())
         (then, step), now = self.logged, time.perf_counter()
         self.logged = now, self.step
         rate = (self.step - step) * self.global_batch / (now - then)  # with validation and checkpoints
-        mean_loss = {"loss": loss_sum / losses} if losses else {}
+        mean_loss = {"loss": loss_sum / num_losses} if num_losses else {}
         self.log.write(
             self.step, mean_loss | {"lr": self.learning_rate, "images_per_second": rate, "skipped": int(skipped)}
         )
@@ -235,14 +235,15 @@ class Run:
     def finish(self) -> int:
         """Save a run that was stopped early, and end the log. Returns the exit code."""
         self.progress.close()
-        if self.step < self.num_steps:
+        stopped = self.step < self.config.max_train_steps
+        if stopped:
             if self.step % self.config.checkpointing_steps:
                 self.save()
             self.accelerator.print(f"Stopped at step {self.step}; resume with --resume_from_checkpoint latest.")
         self.accelerator.wait_for_everyone()
         self.log.close()
         self.accelerator.end_training()
-        return 128 + self.stop.signum if self.step < self.num_steps else 0
+        return 128 + self.stop.signum if stopped else 0
 
     def close(self) -> None:
         """Release signals and the output folder."""
@@ -266,30 +267,27 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
             at_the_end.callback(AcceleratorState._reset_state, reset_partial_state=True)
         for backend, setting in ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "deterministic")):
             at_the_end.callback(setattr, backend, setting, getattr(backend, setting))
-        run = make_run(config)
+        check_models(config)
+        accelerator = start_accelerator(config)
+        checkpoint = check_output_dir(config) if accelerator.is_main_process else None
+        checkpoint = gather_object([checkpoint])[0]
+        if config.push_to_hub:  # now, and not after the training
+            check_repo_id(config.hub_model_id)
+            read_token()
+        classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
+        channels, size = config.unet["in_channels"], config.unet["sample_size"]
+        with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
+            data = load_data(config, channels, size, classes, HELD_OUT_IMAGES, accelerator.print)
+        if len(set(gather_object([data.fingerprint]))) > 1:
+            raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
+        data.train = data.train.to(accelerator.device)
+        run = Run(config, accelerator, data, checkpoint)
+        if checkpoint is not None:
+            run.load()
+        if run.step > config.max_train_steps:
+            advice = f"{checkpoint} is past it; give more, or an earlier one"
+            raise ConfigError(f"--max_train_steps {config.max_train_steps}: {advice}")
+        if config.push_to_hub and accelerator.is_main_process:
+            make_repo(HfApi(token=read_token()), config.hub_model_id, config.hub_private_repo)
         at_the_end.callback(run.close)
         yield run
-
-
-def make_run(config: TrainConfig) -> Run:
-    """A new or resumed run. ConfigError: see `prepare`."""
-    check_models(config)
-    accelerator = start_accelerator(config)
-    checkpoint = check_output_dir(config) if accelerator.is_main_process else None
-    checkpoint = gather_object([checkpoint])[0]
-    if config.push_to_hub:  # now, and not after the training
-        check_repo_id(config.hub_model_id)
-        read_token()
-    classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
-    channels, size = config.unet["in_channels"], config.unet["sample_size"]
-    with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
-        data = load_data(config, channels, size, classes, HELD_OUT_IMAGES, accelerator.print)
-    if len(set(gather_object([data.fingerprint]))) > 1:
-        raise ConfigError("--dataset_name: the processes read different data; give each the same files or network")
-    data.train = data.train.to(accelerator.device)
-    run = Run(config, accelerator, data, checkpoint)
-    if checkpoint is not None:
-        run.load()
-    if run.step > run.num_steps:
-        raise ConfigError(f"--max_train_steps {run.num_steps}: {checkpoint} is past it; give more, or an earlier one")
-    return run

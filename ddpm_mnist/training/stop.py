@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +17,6 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGUSR1", "SIGUSR2", "SIG
 
 class StopSignal:
     """Signals ask the loop to stop after the present update; a second Ctrl-C stops at once."""
-
-    EVERY = 10  # updates between two agreements of several processes: each costs a wait for all
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signum, self.calls = accelerator, 0, 0
@@ -43,6 +42,8 @@ class StopSignal:
     def receive(self, signum: int, frame) -> None:
         self.signum = signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        with suppress(OSError):  # not by print, which may be what the signal interrupted
+            os.write(2, b"\nStopping after this update, with a checkpoint; Ctrl-C again stops at once, without.\n")
 
     def requested(self) -> bool:
         """Whether to stop; the same in all processes. Also when the launcher ends: Accelerate's forwards no signals."""
@@ -51,7 +52,8 @@ class StopSignal:
         if self.accelerator.num_processes == 1:
             return self.signum != 0
         self.calls += 1
-        if self.calls % self.EVERY:
+        every = 10 if self.accelerator.device.type == "cuda" else 1  # updates between two agreements: a GPU waits
+        if self.calls % every:
             return False
         signums = self.accelerator.gather(torch.tensor([self.signum], device=self.accelerator.device))
         self.signum = int(signums.max())

@@ -94,13 +94,8 @@ class References:
 class Guide:
     """Two copies of the U-Net, weak and strong; the difference of their outputs moves the target: `guided_target`.
 
-    `weak` keeps the averaged weights of an early update, and `strong` those of the present one.
-
-    Args:
-        unet: `Run.bare_unet`, whose forward Accelerate wrapped: it computes in mixed precision and returns float32.
-
-    Attributes:
-        weak_step: the update whose average is the weak one; `first_step`: the first with a guided target.
+    `weak` keeps the averaged weights of update `weak_step`, `strong` those of the present one; update `first_step` is
+    the first guided one. `unet`: `Run.bare_unet`: Accelerate made it compute in mixed precision and return float32.
     """
 
     def __init__(self, config: TrainConfig, unet: UNet2DModel):

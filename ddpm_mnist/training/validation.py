@@ -16,18 +16,18 @@ from ..sampling import grid, to_pil
 from ..scheduler import DDPMScheduler
 from .run import Run
 
-BATCH_SIZE = 128  # images per process
-
 
 def validate(run: Run) -> None:
     """Log the held-out loss of raw and averaged weights, and a grid of samples; every process does its share."""
     metrics = {}
-    for name, weights in (("raw", None), ("ema", run.ema)) if run.ema is not None else (("raw", None),):
+    for name, weights in {"raw": None, "ema": run.ema}.items() if run.ema is not None else [("raw", None)]:
         with eval_mode(run.bare_unet, weights):
-            losses = held_out_loss(run.bare_unet, run.scheduler, run.data.test, run.accelerator)
+            losses = held_out_loss(
+                run.bare_unet, run.scheduler, run.data.test, run.accelerator, sample_options(run).batch_size
+            )
             metrics |= {f"held_out_{name}/{key}": value for key, value in losses.items()}
-            if weights is run.ema:  # the averaged weights if there are any
-                samples = draw_grid(run)
+    with eval_mode(run.bare_unet, run.ema):  # the averaged weights if there are any
+        samples = draw_grid(run)
     run.log.write(run.step, metrics)
     run.log.write_picture(run.step, grid(to_pil(samples), zoom=2))
 
@@ -49,16 +49,15 @@ def eval_mode(unet: torch.nn.Module, ema: EMAModel | None):
 
 @torch.no_grad()
 def held_out_loss(
-    unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator
+    unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator, batch_size: int = 128
 ) -> dict[str, float]:
-    """L_simple (eq. 14) on held-out images, comparable from one step, and from one run, to the next: the error of the
-    noise, whatever the network outputs, for uniform timesteps, whatever their density in training.
+    """L_simple (eq. 14) on held-out images: the squared error of the noise at uniform timesteps, whatever a run trains
+    on, so that steps and runs can be compared.
 
     The noise is fixed and the timesteps are stratified: image i of N gets the middle of the i-th of N equal parts of
     0 ... T-1, in a fixed random order. Processes share the images.
 
-    Returns:
-        "loss", the mean, and "loss_q1" (the quarter of the timesteps with the least noise) to "loss_q4".
+    The result has "loss", the mean, and "loss_q1" (the quarter of the timesteps with the least noise) to "loss_q4".
     """
     T, total = scheduler.config.num_train_timesteps, len(held_out)
     generator = seeded_generator(0, "held-out noise")
@@ -67,7 +66,7 @@ def held_out_loss(
 
     sums = torch.zeros(2, 4, device=accelerator.device)  # of squared errors, and of images, by quarter
     mine = torch.arange(total)[accelerator.process_index :: accelerator.num_processes]
-    for rows in mine.split(BATCH_SIZE):
+    for rows in mine.split(batch_size):
         pixels, epsilon, t = (x[rows].to(accelerator.device) for x in (held_out.images, noise, timesteps))
         conditional = unet.config.num_class_embeds is not None
         labels = held_out.labels[rows].to(accelerator.device) if conditional else None
@@ -97,15 +96,15 @@ def noise_error_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor |
 
 def sample_options(run: Run) -> SampleOptions:
     """How the run draws its own samples: Algorithm 2, with the default guidance."""
-    config = run.config
-    return SampleOptions(num_inference_steps=config.ddpm_num_inference_steps, batch_size=BATCH_SIZE, seed=config.seed)
+    config, steps = run.config, run.config.ddpm_num_inference_steps
+    size = min(128, 2 * config.train_batch_size)  # without gradients there is room for more images than in training
+    return SampleOptions(num_inference_steps=steps, batch_size=size, seed=config.seed)
 
 
 def draw_grid(run: Run) -> Tensor:
-    """Samples by Algorithm 2, from the same noise every time; each process draws its share of them.
+    """Samples by Algorithm 2, `[num_validation_images, C, H, W]` in [-1, 1], from the same noise every time.
 
-    Returns:
-        `[num_validation_images, C, H, W]` in [-1, 1], on every process. A conditional U-Net counts through its classes.
+    Each process draws its share of them, and gets all. A conditional U-Net counts through its classes.
     """
     accelerator, count = run.accelerator, run.config.num_validation_images
     share = -(-count // accelerator.num_processes)  # equal for all; the surplus is cut off below
