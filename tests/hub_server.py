@@ -167,8 +167,8 @@ class HubHandler(BaseHTTPRequestHandler):
             return
         self.cut_after = fault == "cut after"  # done, but the answer is lost
         try:
-            if fault.isdigit():
-                raise Refusal(int(fault), "injected")
+            if fault[:3].isdigit():  # a status, and perhaps the Hub's code of the error
+                raise Refusal(int(fault[:3]), "injected", fault[4:] or None)
             for method, pattern, name in ROUTES:
                 match = re.fullmatch(pattern, split.path)
                 if match and method == ("GET" if self.command == "HEAD" else self.command):
@@ -313,8 +313,10 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def validate_yaml(self) -> None:
         block = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
-        metadata = yaml.safe_load(block[1]) if block else None
-        self.answer({"errors": [], "warnings": [] if metadata else [{"message": "empty metadata"}]})
+        metadata = (yaml.safe_load(block[1]) if block else None) or {}
+        errors = [{"message": '"license" must be one of many'}] if metadata.get("license") == "Apache" else []
+        warnings = [] if metadata else [{"message": "empty metadata"}]
+        self.answer({"errors": errors, "warnings": warnings}, 400 if errors else 200)
 
     def preupload(self, repo_type: str, repo: str, rev: str) -> None:
         commit = self.revision(self.find(repo_type, repo, write=True), rev)

@@ -199,6 +199,7 @@ def test_an_output_dir_that_is_a_file_is_below_one_or_holds_files(dataset_dir, t
         ("out", [], "is not empty, and holds no earlier run; name another"),
         ("out", ["--overwrite_output_dir"], "is not empty, and holds no earlier run; name another"),
         ("out", ["--resume_from_checkpoint=latest"], "holds other files, but no checkpoint; name another"),
+        ("out/below", [f"--dataset_name={tmp_path / 'out'}"], "lies in the folder of the images"),
     ):
         code, stderr = answer(smoke_args(dataset_dir, tmp_path / output) + more, capfd)
         assert code == 2 and part in stderr

@@ -413,11 +413,3 @@ def test_evaluate_looks_for_what_stands_in_the_way_of_its_files(tmp_path, name, 
     (tmp_path / name).mkdir()
     assert in_process(command.main, "--model", tmp_path, "--output_dir", tmp_path) == 2
     assert f"{name} is a folder, but must be a file" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("script", ["evaluate.py", "generate.py"])
-def test_a_wrong_option_does_not_wait_for_torch(script):
-    done = python("-X", "importtime", script, "--modl", "x")
-    assert done.returncode == 2 and "--modl: no such option" in done.stderr
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "yaml" in imported and not {"torch", "diffusers", "datasets"} & imported

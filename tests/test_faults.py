@@ -19,7 +19,7 @@ from conftest import ROOT, as_nobody, blob, in_process, make_dataset, metrics, p
 
 import train_ddpm_mnist
 from ddpm_mnist.errors import ConfigError
-from ddpm_mnist.record import read_metrics, sha256
+from ddpm_mnist.record import read_metrics, sample_grids, sha256
 from ddpm_mnist.training import stop
 from ddpm_mnist.training.checkpoint import damage, find_checkpoint, list_checkpoints, load_checkpoint
 from ddpm_mnist.training.config import parse_args
@@ -144,6 +144,7 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_pat
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert "resume with --resume_from_checkpoint latest" in stdout and "Traceback" not in stderr
+    assert "Stopping after this update, with a checkpoint" in stderr
     (checkpoint,) = list_checkpoints(out)
     assert 3 <= int(checkpoint.name.split("-")[1]) < 30
     assert not (out / "model_index.json").exists()
@@ -151,6 +152,19 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_pat
     whole = train("whole", **options)
     assert same(weights(out / "unet"), weights(whole / "unet"))
     assert metrics(out, "loss") == metrics(whole, "loss")
+
+
+@posix
+def test_ctrl_c_leaves_a_checkpoint_when_it_ends_the_reader_of_the_output_too(dataset_dir, tmp_path):
+    """As in `python train_ddpm_mnist.py 2>&1 | tee log`."""
+    process = start(smoke_args(dataset_dir, tmp_path, **LONG | {"checkpointing_steps": 100_000}))
+    wait_until(lambda: newest_step(tmp_path) >= 3, process)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert damage(checkpoint) is None
 
 
 @posix
@@ -379,7 +393,9 @@ def test_what_the_end_of_a_run_could_not_write_comes_with_its_resumption(train):
 def test_a_resumed_run_has_no_pictures_of_later_updates(train):
     """Those of the run that was killed: the card would show them as this one's."""
     out = train("run", max_train_steps=6, validation_steps=2, checkpointing_steps=2, checkpoints_total_limit=3)
-    (out / "samples/mine.png").touch()
+    for name in ("mine.png", "step-1000000.png"):
+        (out / "samples" / name).touch()
+    assert [path.name for path in sample_grids(out).values()][-2:] == ["step-000006.png", "step-1000000.png"]
     train("run", max_train_steps=4, validation_steps=0, resume_from_checkpoint="checkpoint-2")
     assert {path.name for path in (out / "samples").iterdir()} == {"step-000002.png", "mine.png"}
     assert checkpoints(out) == ["checkpoint-2", "checkpoint-4"]  # "latest" does not lead back to 6
@@ -394,6 +410,13 @@ def test_a_checkpoint_on_a_larger_disk_behind_a_link_is_of_this_folder(train, tm
     assert checkpoints(out) == ["checkpoint-7"] and (tmp_path / "large-disk/state.pt").exists()
     with pytest.raises(ConfigError, match="--max_train_steps 3: .*checkpoint-7 is past it"):
         train("run", max_train_steps=3, validation_steps=0, resume_from_checkpoint="latest")
+
+
+def test_a_checkpoint_that_another_program_reads_may_stay(train, monkeypatch):
+    """Windows and NFS do not delete it; simulated."""
+    monkeypatch.setattr("ddpm_mnist.training.checkpoint.remove", lambda path: path.rename("/no/such/folder"))
+    out = train("run", max_train_steps=4, validation_steps=0, checkpointing_steps=2, checkpoints_total_limit=1)
+    assert checkpoints(out) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_a_run_of_another_folder_does_not_replace_one(train):

@@ -20,7 +20,6 @@ import torch
 from conftest import ROOT, as_nobody, in_process, posix, python, same, weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
 import generate
 from ddpm_mnist import DDPMScheduler, UNet2DModel
@@ -310,11 +309,6 @@ def test_samplers_with_other_rows_of_timesteps_go_all_the_way(name, steps, spaci
     assert scheduler.timesteps[0] >= T - T / steps - T / 20 - 1 and scheduler.timesteps[-1] <= T / steps + 1
 
 
-def test_steps_that_divide_are_visited_as_in_stock():
-    scheduler = diffusers.DDIMScheduler()
-    assert with_timesteps(scheduler, 50, "cpu") is scheduler and scheduler.timesteps[0] == 980
-
-
 LABELS = [np.arange(10), torch.arange(10), list(np.arange(10, dtype=np.uint8)), range(10), [torch.tensor(3)]]
 
 
@@ -400,13 +394,6 @@ def test_an_interrupted_generate_goes_on_and_a_repeated_one_draws_nothing(model,
         assert (tmp_path / f"part{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
     assert in_process(generate.main, *args, "--output", tmp_path / "part.png") == 0
     assert "0it" in capfd.readouterr().err
-
-
-def test_a_trajectory_needs_no_progress_bar(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("tqdm.auto.tqdm", functools.partial(tqdm, disable=True))  # as TQDM_DISABLE=1 does
-    args = ["--num_images", 2, "--num_inference_steps", 10, "--output", tmp_path / "a.png", "--save_trajectory"]
-    assert in_process(generate.main, "--model", model, *args) == 0
-    assert Image.open(tmp_path / "a_trajectory.png").size == (560, 224)  # ten steps, two rows of each image
 
 
 def test_generate_leaves_its_finished_batches_when_it_is_killed(model, tmp_path):

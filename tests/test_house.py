@@ -98,3 +98,4 @@ def test_help_needs_no_torch_and_is_what_the_list_of_options_says(script):
 def test_help_shows_the_defaults_of_the_config_that_is_given():
     smoke = show_help("train_ddpm_mnist", "--config", "configs/smoke.yaml")
     assert "(default: adamw)" in smoke and "(default: muon)" not in smoke
+    assert "unet.block_out_channels [8, 16]" in " ".join(smoke.split())

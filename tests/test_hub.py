@@ -135,9 +135,13 @@ def test_the_fresh_process_gets_packages_of_pythonpath_and_runs_no_code_of_the_f
         validate_model(copy)
     assert not list(tmp_path.rglob("ran"))
 
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "DDPMPipeline"}))
+    with pytest.raises(ConfigError, match="this model does not use pipeline.py"):
+        validate_model(copy)
+
     shutil.copyfile(conditional_model / "pipeline.py", copy / "pipeline.py")
     (copy / "other.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
-    index = json.loads((copy / "model_index.json").read_text())
     for key, name in (("_class_name", "ClassConditionalDDPMPipeline"), ("scheduler", "DDPMScheduler")):
         (copy / "model_index.json").write_text(json.dumps(index | {key: ["other", name]}))
         with pytest.raises(ConfigError, match="model_index.json names other code"):
@@ -189,10 +193,13 @@ assert UNet2DModel.from_pretrained(repo, subfolder="unet").config.num_class_embe
     assert Image.open(tmp_path / "fresh/seven.png").size == (28, 28)
 
 
-def test_train_with_push_to_hub(hub_here, train):
+def test_train_with_push_to_hub(hub_here, train, tmp_path):
     train("run", max_train_steps=2, push_to_hub=True, hub_model_id="alice/trained", hub_private_repo=True)
     repo = hub_here.repo("alice/trained")
     assert repo.private and "unet/diffusion_pytorch_model.safetensors" in repo.files()
+    with pytest.raises(ConfigError, match="403: this token lacks the permission"):  # before the training
+        train("other", push_to_hub=True, hub_model_id="bob/trained")
+    assert not list(tmp_path.glob("other/*"))
 
 
 def test_train_on_a_dataset_from_the_hub(hub, hub_here, tiny_dataset_dir, tmp_path, monkeypatch):
@@ -210,12 +217,16 @@ def test_train_on_a_dataset_from_the_hub(hub, hub_here, tiny_dataset_dir, tmp_pa
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("401", "401: the Hub rejects this token"), ("403", "403: this token lacks the permission")]
-    + [("429", "429: too many requests"), ("500", "500: the Hub has trouble"), ("503", "503: the Hub has trouble")],
+    + [("429", "429: too many requests"), ("500", "500: the Hub has trouble"), ("503", "503: the Hub has trouble")]
+    + [("400", r"400: the Hub refuses this \(injected\)"), ("403 GatedRepo", "is gated; accept its terms")],
 )
 def test_a_hub_that_refuses_is_no_missing_network(hub_here, tmp_path, monkeypatch, fault, reason):
     """The cause is said, and nobody's digits are trained on in place of MNIST; what is in the cache is used."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub_here, "fault", lambda number, request: fault)
+    hub_here.create("alice/m", files={"model_index.json": b"{}"})
+    hub_here.create("ylecun/mnist", "dataset", files={"train.parquet": b""})
+    late = "Gated" in fault  # whoever may not read the files may ask about the repo
+    monkeypatch.setattr(hub_here, "fault", lambda _, request: fault if not late or "/resolve/" in request else None)
     options = DataOptions(cache_dir=str(tmp_path / "datasets"))
     for load in (lambda: load_model("alice/m"), lambda: load_data(options, 1, 28)):
         with pytest.raises(ConfigError, match=rf"^--(model alice/m|dataset_name ylecun/mnist): {reason}"):
@@ -506,6 +517,12 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tm
         (None, None, "alice/digits", "no token: `hf auth login`"),
         (None, ALICE, "alice/a/b", "--hub_model_id alice/a/b: is not a repo id"),
         (None, ALICE, "digits", "--hub_model_id digits; write --hub_model_id USER/NAME"),
+        (
+            "license",
+            ALICE,
+            "alice/digits",
+            'refuses the model card: Invalid metadata in README.md. - "license" must be',
+        ),
         ("404", ALICE, "alice/digits", "404: the repo does not exist"),
         ("409", ALICE, "alice/digits", "409: somebody else changed it"),
         ("429", ALICE, "alice/digits", "429: too many requests"),
@@ -516,9 +533,9 @@ def test_no_path_or_user_name_leaves_the_machine(hub, push, tiny_dataset_dir, tm
 def test_trouble_is_answered_in_one_line(hub, push, model, fault, token, repo, message):
     if fault == "409":  # at the commit; at the creation it says that the repo exists
         hub.fault = lambda number, request: fault if "/commit/" in request else None
-    elif fault:
+    elif fault and fault != "license":
         hub.fault = lambda number, request: fault if "/repos/create" in request else None
-    done = push(model, token=token, repo=repo)
+    done = push(model, *(["--license", "Apache"] if fault == "license" else []), token=token, repo=repo)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr, done.stderr

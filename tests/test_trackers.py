@@ -69,16 +69,6 @@ def test_a_tracker_that_cannot_start_costs_no_file(train, monkeypatch):
     assert before.items() <= {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}.items()
 
 
-def test_wandb(train):
-    pytest.importorskip("wandb")
-    out = train("run", report_to="wandb")
-    (folder,) = out.glob("wandb/offline-run-*")
-    (file,) = folder.glob("run-*.wandb")
-    assert all(name in file.read_bytes() for name in (b"unet.block_out_channels", b"held_out_ema/loss"))
-    pictures = folder.glob("files/media/images/samples_*.png")
-    assert sorted(path.name.split("_")[1] for path in pictures) == ["4", "8"]
-
-
 def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(train, monkeypatch, capsys):
     def fail(*_, **__):
         raise OSError("no space left on its disk")
