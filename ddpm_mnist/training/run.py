@@ -255,7 +255,7 @@ class Run:
 
 @contextmanager
 def prepare(config: TrainConfig) -> Iterator[Run]:
-    """The parts of a run, while the context lasts. Checks that it can work, and writes nothing.
+    """The parts of a run, while the context lasts. Checks that it can work; writes nothing, but makes the repo to push to.
 
     Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
     before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
