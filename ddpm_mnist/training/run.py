@@ -255,7 +255,7 @@ class Run:
 
 @contextmanager
 def prepare(config: TrainConfig) -> Iterator[Run]:
-    """The parts of a run, while the context lasts. Checks that it can work; writes nothing, but makes the repo to push to.
+    """The parts of a run, while the context lasts. Checks that it can work; makes the repo to push to, if any.
 
     Afterwards signal handlers, the lock of the output folder, Accelerate's state and the settings of CUDA are as
     before, so that a process can train more than once. ConfigError: the model, the data, the output folder or a
