@@ -144,7 +144,7 @@ def test_a_signal_leaves_a_checkpoint_to_resume_from(train, dataset_dir, tmp_pat
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert "resume with --resume_from_checkpoint latest" in stdout and "Traceback" not in stderr
-    assert "Stopping after this update, with a checkpoint" in stderr
+    assert "an unfinished run is saved first" in stderr
     (checkpoint,) = list_checkpoints(out)
     assert 3 <= int(checkpoint.name.split("-")[1]) < 30
     assert not (out / "model_index.json").exists()

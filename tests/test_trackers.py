@@ -12,13 +12,11 @@ from ddpm_mnist.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    """A token that no tracker may write down, and W&B and trackio on this machine alone."""
+    """A token that no tracker may write down, and trackio on this machine alone."""
     monkeypatch.setenv("HF_TOKEN", "hf_" + "Secret" * 6)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:  # it reads its folder once
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     yield
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(b"SecretSecret" in path.read_bytes() for path in files)

@@ -78,10 +78,8 @@ def variational_bound(unet, scheduler: DDPMScheduler, test: Images, per_timestep
     """Estimate the bound of a model with a fixed variance, with random images and noise at every timestep.
 
     L_T is exact over all images. The first T / 50 timesteps get ten times as many images, because their terms are
-    largest and vary most.
-
-    Returns:
-        "bits_per_dim", "ci" (half of the 95% interval), "terms" (T + 1 numbers: L_0 ... L_{T-1}, L_T), "evaluations".
+    largest and vary most. The result has "bits_per_dim", "ci" (half of its 95% interval), "terms" (T + 1 numbers: L_0
+    ... L_{T-1}, L_T) and "evaluations".
     """
     T = scheduler.config.num_train_timesteps
     counts = torch.full((T,), per_timestep)

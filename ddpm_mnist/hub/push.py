@@ -93,10 +93,8 @@ def validate_model(model_dir: Path) -> None:
     if not conditional and code.is_file():
         raise ConfigError(f"{option}: this model does not use pipeline.py, which would be pushed too; move it away")
     if conditional and (not code.is_file() or code.read_bytes() != OUR_PIPELINE.read_bytes()):
-        raise ConfigError(
-            f"{option}: pipeline.py, which the check would run, is not this version's; to use this version's, copy "
-            f"{OUR_PIPELINE} there"
-        )
+        problem = "pipeline.py, which the check would run, is missing or not this version's"
+        raise ConfigError(f"{option}: {problem}; to use this version's, copy {OUR_PIPELINE} there")
     named = {str(value[0]) for value in index.values() if isinstance(value, list)}
     if conditional and named - {"pipeline", "diffusers"}:
         raise ConfigError(f"{option}: model_index.json names other code than pipeline.py; export it again")

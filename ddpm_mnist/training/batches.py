@@ -25,14 +25,14 @@ def micro_batches(
     rank, processes = accelerator.process_index, accelerator.num_processes
     global_batch = size * micro_steps * processes
     noise_shape, num_timesteps = (global_batch, *train.images.shape[1:]), len(scheduler)
-    density = timestep_density(scheduler, config.uniform_timesteps)
-    if density is not None:  # summed in float64, which MPS lacks; moved once, since a GPU waits for each move
-        density = density.cumsum(0).to(accelerator.device, torch.float32)
+    cumulative = timestep_density(scheduler, config.uniform_timesteps)
+    if cumulative is not None:  # summed in float64, which MPS lacks; moved once, since a GPU waits for each move
+        cumulative = cumulative.cumsum(0).to(accelerator.device, torch.float32)
     images_and_labels = train.batches(index_batches(len(train), seed, first, size, micro_steps, rank, processes))
 
     for step in itertools.count(first):
         all_noise, all_timesteps = draw_noise_and_timesteps(
-            seed, step, noise_shape, num_timesteps, accelerator.device, density
+            seed, step, noise_shape, num_timesteps, accelerator.device, cumulative
         )
         for micro_step in range(micro_steps):
             share = processes * micro_step + rank

@@ -36,7 +36,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
         advice = f"check the launcher's config, and --mixed_precision {precision}"
         raise ConfigError(f"Accelerate cannot start ({first_line(error)}); {advice}") from error
     if accelerator.distributed_type == "XLA":
-        raise ConfigError("TPU: this script runs on CPUs and GPUs only; uninstall torch_xla")
+        raise ConfigError("torch_xla is installed, and this script knows no TPU: set USE_TORCH_XLA=false")
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision fp16: needs a GPU; use bf16 or no")
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps  # an environment variable cannot win
@@ -74,9 +74,8 @@ def check_gpus() -> None:
 def use_hardware(accelerator: Accelerator) -> None:
     """Use all cores that a launcher withheld; on a GPU, allow TF32 and use deterministic convolutions.
 
-    Without the latter, float32 runs on an H100 were not repeatable; whether they are now was not measured.
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless the user sets it, which halves the speed of two cores
-    and wastes seven of eight. A user's own value, without a launcher, is obeyed.
+    Without these, float32 runs on an H100 were not repeatable; whether they are now was not measured. `accelerate
+    launch` and torchrun set OMP_NUM_THREADS=1, which wastes cores; a user's own value, without a launcher, is obeyed.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.deterministic = True
     if accelerator.device.type != "cpu":

@@ -44,15 +44,18 @@ def check_output_dir(config: TrainConfig) -> Path | None:
     if config.overwrite_output_dir and resume:
         raise ConfigError("--overwrite_output_dir starts anew, --resume_from_checkpoint continues: give one of them")
     images = Path(config.dataset_name).resolve()
-    if images.is_dir() and images in (output_dir.resolve(), *output_dir.resolve().parents):
-        raise ConfigError(f"{option}: lies in the folder of the images, where `datasets` would read it; name another")
+    as_saved = (images / "dataset_dict.json").is_file() or (images / "state.json").is_file()  # by save_to_disk
+    if images.is_dir() and not as_saved and images in (output_dir.resolve(), *output_dir.resolve().parents):
+        raise ConfigError(
+            f"{option}: lies in the folder of the images, where `datasets` would read it; use one outside"
+        )
     if problem := next(filter(None, (writable_problem(output_dir / name) for name in FOLDERS)), None):
         raise ConfigError(f"{option}: {problem}")
     if (output_dir / LOCK_FILE).exists():  # before another run's checkpoints are read, which it may be deleting
         lock_output_dir(output_dir).release()
 
     names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
-    names = {name for name in names if not is_draft(name) and name != LOCK_FILE}  # a run killed in its first save
+    names = {name for name in names if not name.startswith(".") and name != "lost+found"}  # .lock, drafts, .git
     if names <= BEFORE_THE_FIRST_CHECKPOINT and not read_metrics(output_dir / METRICS_FILE):
         names = set()  # a run that failed before its first update
     if not resume:

@@ -135,8 +135,8 @@ class Run:
                 f"Warning: x_T still holds {signal:.0%} of x_0, but sampling starts from pure noise; raise"
                 " scheduler.beta_end or scheduler.num_train_timesteps."
             )
-        total, hidden = config.max_train_steps, not accelerator.is_local_main_process
-        self.progress = tqdm(total=total, initial=self.step, disable=hidden, desc="train", file=Stderr())
+        shown = {"disable": not accelerator.is_local_main_process, "file": Stderr(), "dynamic_ncols": True}
+        self.progress = tqdm(total=config.max_train_steps, initial=self.step, desc="train", **shown)
         self.started, self.first_step = time.perf_counter(), self.step
         self.logged = self.started, self.step
         self.unet.train()

@@ -40,10 +40,11 @@ class StopSignal:
         self.previous = {}
 
     def receive(self, signum: int, frame) -> None:
-        self.signum = signum
+        first, self.signum = self.signum == 0, signum
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with suppress(OSError):  # not by print, which may be what the signal interrupted
-            os.write(2, b"\nStopping after this update, with a checkpoint; Ctrl-C again stops at once, without.\n")
+        if first and os.environ.get("LOCAL_RANK", "0") == "0":
+            with suppress(OSError):  # not by print, which may be what the signal interrupted
+                os.write(2, b"\nStopping soon; an unfinished run is saved first. Ctrl-C stops at once, unsaved.\n")
 
     def requested(self) -> bool:
         """Whether to stop; the same in all processes. Also when the launcher ends: Accelerate's forwards no signals."""

@@ -97,7 +97,7 @@ def noise_error_weights(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor |
 def sample_options(run: Run) -> SampleOptions:
     """How the run draws its own samples: Algorithm 2, with the default guidance."""
     config, steps = run.config, run.config.ddpm_num_inference_steps
-    size = min(128, 2 * config.train_batch_size)  # without gradients there is room for more images than in training
+    size = min(128, max(8, 2 * config.train_batch_size))  # without gradients there is room for more; the gallery has 8
     return SampleOptions(num_inference_steps=steps, batch_size=size, seed=config.seed)
 
 
