@@ -130,8 +130,8 @@ def with_timesteps(scheduler, num_inference_steps: int, device):
     T, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
     plain = not hasattr(scheduler, "sigmas") and not hasattr(scheduler, "prk_timesteps")  # DDPM, DDIM: no more entries
     scheduler.set_timesteps(num_inference_steps, device=device)
-    late = scheduler.timesteps[0] < T - T / num_inference_steps - T / 20
-    if spacing == "leading" and (T % num_inference_steps or late):
+    early = scheduler.timesteps[0] < T - T / max(num_inference_steps, 4) - T / 20
+    if spacing == "leading" and (T % num_inference_steps or early):
         spacing = "trailing" if plain else "linspace"
         scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
         scheduler.set_timesteps(num_inference_steps, device=device)
@@ -190,7 +190,8 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             guidance_min_log_snr: see `guided`; -math.inf guides at all timesteps.
 
         Raises:
-            ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it.
+            ValueError: a label is no class of the model, or guidance is asked of a model that was not trained for it;
+                or the images are not finite.
         """
         null = self.config.null_class_label
         classes = count_classes(self.unet.config.num_class_embeds, null)
@@ -217,6 +218,8 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007
                 progress.update()
 
+        if not step.prev_sample.isfinite().all():  # DPM-Solver and UniPC, by all T timesteps
+            raise ValueError("the images are not finite; give fewer num_inference_steps, or another scheduler")
         image = (step.prev_sample / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).float().numpy()

@@ -33,7 +33,8 @@ def make_sampler(name: str, config, num_inference_steps: int):
     if name == "dpmsolver":
         change["algorithm_type"] = "sde-dpmsolver++"
     try:
-        return SAMPLERS[name].from_config(config, **change)
+        known = {key: value for key, value in config.items() if key != "_use_default_values"}  # defaults are meant too
+        return SAMPLERS[name].from_config(known, **change)
     except Exception as error:  # such as betas by sigmoid, which only ddpm knows
         raise ConfigError(f"--scheduler {name}: {first_line(error)}; use ddpm") from error
 

@@ -55,9 +55,10 @@ export function visitedTimesteps(config, steps) {
   if (config.timestep_spacing === "linspace") {
     return leading.map((_, i) => roundHalfToEven((T - 1) * (steps === 1 ? 0 : (steps - 1 - i) / (steps - 1))));
   }
-  const late = leading[0] < T - T / steps - T / 20;
-  if (config.timestep_spacing === "leading" && T % steps === 0 && !late) return leading;
-  return leading.map((_, i) => roundHalfToEven(T - (i * T) / steps) - 1).filter((t) => t >= 0);
+  const early = leading[0] < T - T / Math.max(steps, 4) - T / 20;
+  if (config.timestep_spacing === "leading" && T % steps === 0 && !early) return leading;
+  const stride = T - T / steps - T; // rounded as numpy.arange does
+  return leading.map((_, i) => roundHalfToEven(T + i * stride) - 1).filter((t) => t >= 0);
 }
 
 function roundHalfToEven(x) {

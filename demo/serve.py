@@ -13,6 +13,7 @@ import webbrowser
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 DEMO = Path(__file__).resolve().parent
 sys.path.append(str(DEMO.parent))  # `python demo/serve.py` looks in demo/ alone
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> int:
     address = f"http://127.0.0.1:{server.server_port}/"
     print(f"{address} shows it, until Ctrl+C.", flush=True)
     if not config.no_browser:
-        webbrowser.open(address)
+        Thread(target=webbrowser.open, args=[address], daemon=True).start()  # a browser in the terminal waits
     server.serve_forever()
     return 0
 

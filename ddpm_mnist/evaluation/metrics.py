@@ -46,6 +46,8 @@ def nearest(images: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tens
 
     Distances are between pixels in [0, 1].
     """
+    if len(images) > 500:
+        return tuple(map(torch.cat, zip(*(nearest(block, reference, k) for block in images.split(500)))))
     images = images.flatten(1).float() / 255
     values, indices = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
     for start, part in zip(range(0, len(reference), 2000), reference.split(2000)):  # all as float may fill memory

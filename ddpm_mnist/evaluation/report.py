@@ -61,6 +61,7 @@ def measure_model(model: Model, config) -> tuple[dict, Tensor, Tensor]:
         values["bits_per_dim"] = bound["bits_per_dim"], bound["ci"], None
     counts = {"samples": len(samples), "evaluations": bound.get("evaluations")}
     how = ", bf16" if config.mixed_precision == "bf16" else ""
+    how += ", of all classes in turn" if model.num_classes else ""
     if model.null_class_label is not None:
         how += f", guidance {config.guidance_scale:g} where log SNR >= {config.guidance_min_log_snr:g}"
     results = {

@@ -107,7 +107,7 @@ def usage(repo_id: str, model_dir: Path, revision: str | None = None) -> str:
     what = "class_labels=[0] * 4" if conditional else "batch_size=4"
     scheduler = read_json(model_dir / "scheduler" / "scheduler_config.json")
     T, large = scheduler.get("num_train_timesteps", 1000), scheduler.get("variance_type") == "fixed_large"
-    what += f", num_inference_steps={T if large else min(50, T)}"  # fixed_large needs all T: see `make_sampler`
+    what += f", num_inference_steps={T if large or T % 50 else 50}"  # fixed_large needs all T: see `make_sampler`
     return f"""from diffusers import DiffusionPipeline
 
 pipe = {from_pretrained(repo_id, conditional, revision)}
@@ -124,7 +124,7 @@ def num_classes(model_dir: Path) -> int | None:
 def gallery(model_dir: Path, classes: int | None) -> list[dict]:
     """The single samples of the run, as the Hub's Gallery takes them."""
     paths = sorted(path for path in (model_dir / "gallery").glob("*.png") if path.stem.isdigit())
-    texts = ["sample" if classes is None else f"class {number % classes}" for number in range(len(paths))]
+    texts = ["sample" if classes is None else f"class {int(path.stem) % classes}" for path in paths]
     return [{"text": text, "output": {"url": f"gallery/{path.name}"}} for text, path in zip(texts, paths)]
 
 
