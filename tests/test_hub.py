@@ -21,7 +21,7 @@ from PIL import Image
 
 from ddpm_mnist.errors import ConfigError
 from ddpm_mnist.hub import push as push_module
-from ddpm_mnist.hub.card import usage, write_card
+from ddpm_mnist.hub.card import gallery, usage, write_card
 from ddpm_mnist.hub.push import PushConfig, files_to_push, push_model, upload, validate_model
 from ddpm_mnist.hub.repo import make_repo, read_token
 from ddpm_mnist.images.dataset import load_data
@@ -378,6 +378,9 @@ def test_card(model):
     metadata = front_matter(read.content.encode())
     urls = [entry["output"]["url"] for entry in metadata["widget"]]
     assert len(urls) == 8 and all((model / url).is_file() for url in urls)
+    (model / "gallery/0.png").rename(model / "gallery/other.png")
+    assert gallery(model, 10)[0] == {"text": "class 1", "output": {"url": "gallery/1.png"}}
+    (model / "gallery/other.png").rename(model / "gallery/0.png")
     parts = ['DiffusionPipeline.from_pretrained("alice/digits")', "ho2020denoising", "<Gallery />", "(trajectory.png)"]
     parts += ["(notebook.ipynb)", "(loss_curve.png)", "| updates | 8 |", "| the U-Net predicts | epsilon |"]
     assert not [part for part in parts if part not in read.text]

@@ -42,10 +42,7 @@ def in_blocks(function: Callable, rows: Tensor) -> Tensor:
 
 
 def nearest(images: Tensor, reference: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Distances and indices, `[N, k]` each, of the k nearest in `reference`; images are `[N, C, H, W]` uint8.
-
-    Distances are between pixels in [0, 1].
-    """
+    """Distances (of pixels in [0, 1]) and indices, `[N, k]`, of the k nearest in `reference`; `[N, C, H, W]` uint8."""
     if len(images) > 500:
         return tuple(map(torch.cat, zip(*(nearest(block, reference, k) for block in images.split(500)))))
     images = images.flatten(1).float() / 255

@@ -51,10 +51,8 @@ def make_repo(api: HfApi, repo_id: str, private: bool, revision: str | None = No
     with hub_errors(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the account's default
         if private and not api.repo_info(repo_id).private:
-            raise ConfigError(
-                f"--hub_model_id {repo_id}: exists and is public, and nothing was uploaded; make it private in its "
-                "settings on the website, or name another"
-            )
+            problem = "exists and is public, and nothing was uploaded; make it private on the website, or name another"
+            raise ConfigError(f"--hub_model_id {repo_id}: {problem}")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
 

@@ -22,11 +22,7 @@ MAX_REFERENCE_PIXELS = 2**24  # 64 MB
 
 
 class Target:
-    """The target of each update.
-
-    Attributes:
-        references: for `reference_images`, else None; `guide`: for `guide_scale`, else None.
-    """
+    """The target of each update; `references` (for `reference_images`) and `guide` (for `guide_scale`) may be None."""
 
     def __init__(self, config: TrainConfig, train: Images, scheduler: DDPMScheduler, unet: UNet2DModel):
         self.scheduler, self.step, self.scale = scheduler, 0, config.guide_scale
@@ -49,10 +45,8 @@ class Target:
         With `reference_images`, its expectation given x_t; in the last part of a run, guided.
         """
         if self.references is not None:
-            references, same_class = self.references.images, self.references.same_class(labels)
-            images, noise = posterior_mean(
-                self.scheduler, noisy_images, images, noise, timesteps, references, same_class
-            )
+            references, allowed = self.references.images, self.references.same_class(labels)
+            images, noise = posterior_mean(self.scheduler, noisy_images, images, noise, timesteps, references, allowed)
         target = prediction_target(self.scheduler, images, noise, timesteps)
         if self.guide is None or self.step < self.guide.first_step:
             return target
@@ -63,8 +57,7 @@ class Target:
 class References:
     """The training images over which `posterior_mean` averages, drawn anew every few updates.
 
-    Attributes:
-        images: `[N, C, H, W]` in [-1, 1]; `labels`: `[N]`, or None.
+    `images`: `[N, C, H, W]` in [-1, 1]; `labels`: `[N]`, or None.
     """
 
     def __init__(self, config: TrainConfig, train: Images):
