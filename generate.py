@@ -14,7 +14,6 @@ from PIL.PngImagePlugin import PngInfo
 from ddpm_mnist.errors import ConfigError, file_problem
 from ddpm_mnist.options import SampleOptions, opt, read_options, run_script
 
-Image.MAX_IMAGE_PIXELS = None  # else Pillow takes a grid of 60,000 images for an attack
 KEY = "ddpm-mnist"  # text field of a PNG, for a hash of the model and the settings
 
 

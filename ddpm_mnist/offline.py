@@ -14,7 +14,8 @@ from huggingface_hub.errors import (
 from .errors import ConfigError, first_line
 
 MODEL_FILES = ["*.json", "*.yaml", "scheduler/*.json", "unet/*.json"]  # of a model, all that is downloaded
-MODEL_FILES += [f"{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "unet/")]  # in older repos: ""
+WEIGHTS = [f"diffusion_pytorch_model{part}.safetensors" for part in ("", "-*-of-*")]
+MODEL_FILES += [f"{folder}{name}" for folder in ("", "unet/") for name in WEIGHTS]  # "": in older repos
 GATED = "is gated; accept its terms on its page on the Hub, and `hf auth login`"
 ADVICE = {  # by HTTP status
     401: "the Hub rejects this token; `hf auth login` again, or make a new one",

@@ -218,11 +218,11 @@ class ClassConditionalDDPMPipeline(DiffusionPipeline):
             for step in denoise(predict, self.scheduler, image, num_inference_steps, generator):  # noqa: B007
                 progress.update()
 
+        self.maybe_free_model_hooks()
         if not step.prev_sample.isfinite().all():  # DPM-Solver and UniPC, by all T timesteps
-            raise ValueError("the images are not finite; give fewer num_inference_steps, or another scheduler")
+            raise ValueError("no finite numbers: too many num_inference_steps for this scheduler, or broken weights")
         image = (step.prev_sample / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).float().numpy()
             image = self.numpy_to_pil(image) if output_type == "pil" else image
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)

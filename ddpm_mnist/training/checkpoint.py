@@ -100,7 +100,7 @@ def save_checkpoint(
         draft.rename(target)
     except Exception as e:  # the writers report a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
-        if replaced.exists() and not target.exists():
+        with suppress(OSError):  # there is none, or `target` is still there
             replaced.rename(target)
         raise ConfigError(
             f"--output_dir {output_dir}: {target.name} cannot be written ({' '.join(str(e).split())[:120]}); make "

@@ -74,7 +74,7 @@ def check_gpus() -> None:
 def use_hardware(accelerator: Accelerator) -> None:
     """Use all cores that a launcher withheld; on a GPU, allow TF32 and use deterministic convolutions.
 
-    Without these, float32 runs on an H100 were not repeatable; whether they are now was not measured. `accelerate
+    Without the latter, float32 runs on an H100 were not repeatable; with it, this was not measured. `accelerate
     launch` and torchrun set OMP_NUM_THREADS=1, which wastes cores; a user's own value, without a launcher, is obeyed.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.deterministic = True
