@@ -416,7 +416,7 @@ def test_generate_leaves_its_finished_batches_when_it_is_killed(model, tmp_path)
         ("scheduler/scheduler_config.json", {"timestep_spacing": "x"}, "x is not supported"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "cannot be loaded (x is not implemented"),
         ("scheduler/scheduler_config.json", {"prediction_type": "x"}, "prediction_type='x'"),
-        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "cannot be loaded (index 500 is out of bounds"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "cannot be loaded (index 999 is out of bounds"),
         ("unet/config.json", {"sample_size": None}, "a UNet2DModel of sample_size None"),
         ("unet/config.json", {"sample_size": 100_000}, "a UNet2DModel of sample_size 100000"),
         ("unet/config.json", {"sample_size": [28, "28"]}, "a UNet2DModel of sample_size [28, '28']"),
