@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 from traceback import format_exception
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT, as_nobody, blob, in_process, make_dataset, metrics, posix, python, same, smoke_args, weights
 
 import train_ddpm_mnist
@@ -185,6 +187,19 @@ def test_signals_that_end_a_job_are_handled_and_restored(hangup):
         listener.restore()
         signal.signal(signal.SIGHUP, before)
     assert signal.getsignal(signal.SIGTERM) != listener.receive
+
+
+def test_a_signal_while_the_processes_agree_is_not_lost():
+    """It comes during a simulated gather: too late for this agreement, in time for the next."""
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    listener, before = stop.StopSignal(accelerator), signal.getsignal(signal.SIGINT)
+    try:
+        accelerator.gather = lambda signums: listener.receive(signal.SIGTERM, None) or signums
+        assert not listener.requested()
+        accelerator.gather = lambda signums: signums
+        assert listener.requested() and listener.signum == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")

@@ -57,5 +57,7 @@ class StopSignal:
         if self.calls % every:
             return False
         signums = self.accelerator.gather(torch.tensor([self.signum], device=self.accelerator.device))
-        self.signum = int(signums.max())
-        return self.signum != 0
+        agreed = int(signums.max())
+        if agreed:  # else a signal may have come meanwhile, for the next agreement
+            self.signum = agreed
+        return agreed != 0
