@@ -1,7 +1,5 @@
 """The in-repo scheduler against stock diffusers, bit for bit."""
 
-import itertools
-
 import diffusers
 import pytest
 import torch
@@ -70,6 +68,7 @@ def test_schedule_and_forward_process(betas):
         assert torch.equal(ours.add_noise(images, noise, t), stock.add_noise(images, noise, t))
         assert torch.equal(ours.get_velocity(images, noise, t), stock.get_velocity(images, noise, t))
         assert ours.scale_model_input(images, 3) is images
+    assert_same_trajectory(ours, stock)
 
 
 @pytest.mark.parametrize("variance_type", VARIANCES)
@@ -84,22 +83,12 @@ def test_reverse_process_by_variance_and_prediction(variance_type, prediction_ty
             assert_same_trajectory(ours, stock, channels)
 
 
-@pytest.mark.parametrize("betas", BETAS, ids=str)
-def test_reverse_process_by_schedule(betas):
-    assert_same_trajectory(*pair(**betas))
-
-
-@pytest.mark.parametrize(
-    ("spacing", "offset", "steps"),
-    list(itertools.product(["leading", "linspace", "trailing"], [0, 1], [1, 7, 33, 99])),
-)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("steps", [1, 7, 33, 99])
 def test_timestep_spacings(spacing, offset, steps):
     ours, stock = pair(timestep_spacing=spacing, steps_offset=offset)
     assert_same_trajectory(ours, stock, num_inference_steps=steps)
-
-
-def test_custom_timesteps():
-    assert_same_trajectory(*pair(), timesteps=[99, 50, 12, 3, 0])
 
 
 def test_steps_with_a_list_of_generators_and_as_a_tuple():
@@ -111,16 +100,6 @@ def test_steps_with_a_list_of_generators_and_as_a_tuple():
     assert isinstance(results[0], tuple)
     for mine, theirs in zip(*results):
         assert torch.equal(mine, theirs)
-
-
-def test_half_precision_would_add_no_noise():
-    """Why the loop noises in float32: a linear schedule starts with betas that bfloat16 cannot hold."""
-    scheduler = DDPMScheduler()
-    images, noise = torch.rand(1, 1, 8, 8) * 2 - 1, torch.randn(1, 1, 8, 8)
-    t = torch.tensor([0])
-    assert not torch.equal(scheduler.add_noise(images, noise, t), images)
-    half = images.bfloat16()
-    assert torch.equal(scheduler.add_noise(half, noise.bfloat16(), t), half)
 
 
 def test_configs_are_read_both_ways(tmp_path):
