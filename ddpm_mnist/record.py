@@ -59,8 +59,10 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a mapping as JSON."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """Write a mapping as JSON: all of it or, on a full disk, nothing."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def flat(settings: dict) -> dict:

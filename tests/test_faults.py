@@ -29,6 +29,7 @@ from ddpm_mnist.training.output_dir import check_output_dir, lock_output_dir
 from ddpm_mnist.training.run import prepare
 
 KILL_RUN = {"checkpointing_steps": 3, "validation_steps": 0, "logging_steps": 2}
+STARTED: list[subprocess.Popen] = []  # by `start`, in this test
 LONG = {"max_train_steps": 100_000, "checkpointing_steps": 3, "validation_steps": 0, "logging_steps": 1}
 
 
@@ -39,7 +40,18 @@ def start(args: list[str], processes: int = 1, **env) -> subprocess.Popen:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         env["ACCELERATE_USE_CPU"] = "true"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, env=os.environ | env, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, cwd=ROOT, text=True, env=os.environ | env, start_new_session=True, **pipes)
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def no_run_outlives_its_test():
+    """A test that fails would leave a long run behind, which slows down all later ones."""
+    yield
+    while STARTED:
+        if (process := STARTED.pop()).poll() is None:
+            process.kill()  # workers of torchrun see that it is gone, and end
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -78,7 +90,7 @@ def test_a_run_that_is_killed_ends_as_one_that_never_was(train, dataset_dir, tmp
     out = tmp_path / "killed"
     args = smoke_args(dataset_dir, out, resume_from_checkpoint="latest", max_train_steps=steps, **KILL_RUN)
     for kill in range(kills):
-        newest = max((int(p.name.split("-")[1]) for p in list_checkpoints(out)), default=0)
+        newest = newest_step(out)
         process = start(args)
         if kill % 2:  # while the next checkpoint is being written
             wait_until(lambda: list(out.glob(".checkpoint-*.draft")), process)
@@ -229,7 +241,7 @@ def test_a_signal_to_two_processes_leaves_one_checkpoint(dataset_dir, tmp_path):
 @posix
 def test_when_one_of_two_processes_dies_the_other_ends(dataset_dir, tmp_path):
     process = start(smoke_args(dataset_dir, tmp_path / "run", train_batch_size=8, **LONG), processes=2)
-    wait_until(lambda: (tmp_path / "run/checkpoint-3").exists(), process)
+    wait_until(lambda: list_checkpoints(tmp_path / "run"), process)
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 2
     workers[1].kill()

@@ -42,7 +42,8 @@ def test_it_runs_on_a_small_budget(dataset_dir, monkeypatch):
     monkeypatch.setenv("DDPM_NOTEBOOK_FAST", "1")
     monkeypatch.setenv("DDPM_MNIST_DATASET", dataset_dir)
     notebook = saved()
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(PATH.parent)}}).execute()  # or raises
+    resources = {"metadata": {"path": str(PATH.parent)}}
+    NotebookClient(notebook, timeout=600, iopub_timeout=60, resources=resources).execute()  # or raises
     text = printed(notebook)
     assert re.search(r"train_ddpm_mnist\.py:\d+ +loss = F\.mse_loss\(model_output", text)  # eq. 14
     assert inspect.getsource(train) in text

@@ -39,7 +39,7 @@ class MetricsLog:
         output_dir = Path(config.output_dir)
         self.file, self.samples, name = output_dir / METRICS_FILE, output_dir / "samples", output_dir.resolve().name
         options = {  # TensorBoard hides what was logged after the checkpoint that a run resumes from
-            "tensorboard": {"purge_step": step + 1} if step else {},
+            "tensorboard": {"purge_step": step + 1},
             "wandb": {"name": name, "dir": config.output_dir},
             "trackio": {"name": name, "private": config.hub_private_repo or None},
         }

@@ -271,7 +271,7 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         accelerator = start_accelerator(config)
         checkpoint = check_output_dir(config) if accelerator.is_main_process else None
         checkpoint = gather_object([checkpoint])[0]
-        if config.push_to_hub:  # now, and not after the training
+        if config.push_to_hub and accelerator.is_main_process:  # now, and not after the training
             check_repo_id(config.hub_model_id)
             read_token()
         classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
