@@ -3,9 +3,9 @@
     python -m benchmarks.peer --dataset_name ylecun/mnist --max_train_steps 500 --output_dir /tmp/peer
 
 It keeps that script's data path (a DataLoader decodes and transforms the images one by one), classes, `.item()` at
-every step, and defaults for optimizer, learning rate, batch, precision and EMA. Only the U-Net is smaller, (32, 64, 64)
-with stock's default heads, because that script's own default (114 M parameters at 64x64) is too large for MNIST on a
-CPU. Exports a DDPMPipeline.
+every step, and defaults for optimizer, learning rate, batch and precision, with `--use_ema`. Only the U-Net is smaller,
+(32, 64, 64) with stock's default heads, because that script's own default (114 M parameters at 64x64) is too large for
+MNIST on a CPU. Exports a DDPMPipeline.
 """
 
 import argparse
