@@ -4,7 +4,7 @@
 
 Beside each value is that of real images in place of the samples. The features come from a small classifier that is
 trained here on the same data. The results are written into the model's folder (evaluation.json, evaluation.md, two
-pictures); push_to_hub.py adds them to the model card.
+pictures); push_to_hub.py adds the table to the model card.
 """
 
 import sys

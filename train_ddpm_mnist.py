@@ -1,7 +1,7 @@
 """Train a denoising diffusion probabilistic model (DDPM, Ho et al. 2020) on MNIST, or on any set of small images.
 
     accelerate launch train_ddpm_mnist.py                       # ten minutes on two cores
-    accelerate launch train_ddpm_mnist.py --max_train_steps 200 # a first look
+    accelerate launch train_ddpm_mnist.py --max_train_steps 200 --output_dir first-look
 
 `train` is Algorithm 1 of the paper (https://arxiv.org/abs/2006.11239). The comments name its lines and equations.
 `RECOMMENDED` in ddpm_mnist/training/config.py lists how the default recipe departs from it. The model is in

@@ -22,8 +22,6 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-PAPER_VARIANCES = ("fixed_small", "fixed_large")
-
 
 class DDPMScheduler(diffusers.DDPMScheduler):
     """Noise schedule, forward process and ancestral sampler, with the arguments of `diffusers.DDPMScheduler`.
@@ -110,7 +108,7 @@ class DDPMScheduler(diffusers.DDPMScheduler):
             generator: the source of the step's noise.
             return_dict: False for the tuple `(prev_sample, pred_original_sample)`.
         """
-        if self.variance_type not in PAPER_VARIANCES:
+        if self.variance_type not in ("fixed_small", "fixed_large"):  # not in the paper
             return super().step(model_output, timestep, sample, generator, return_dict)
         prev_timestep = self.previous_timestep(timestep)
         alpha_prod = self.alphas_cumprod[timestep]

@@ -258,7 +258,7 @@ def test_every_shipped_config_is_valid_and_two_state_what_the_code_does():
 def test_the_command_line_wins_over_the_file(tmp_path):
     (tmp_path / "a.yaml").write_text("learning_rate: 2e-3\nuse_ema: false\nunet: {norm_eps: 1e-6, dropout: 0.2}\n")
     args = ["--config", str(tmp_path / "a.yaml"), "--learning_rate", "5e-4", "--unet.norm_num_groups", "4"]
-    config = parse_args([*args, "--unet.block_out_channels=[8, 8, 8, 8]", "--unet.sample_size=32"])
+    config = parse_args([*args, "--unet.block_out_channels=8, 8,8,8", "--unet.sample_size=32"])
     assert config.learning_rate == 5e-4 and config.use_ema is False
     assert config.unet["norm_eps"] == 1e-6 and config.unet["dropout"] == 0.2 and config.unet["norm_num_groups"] == 4
     assert config.unet["block_out_channels"] == [8, 8, 8, 8] and config.unet["sample_size"] == 32

@@ -195,7 +195,8 @@ assert UNet2DModel.from_pretrained(repo, subfolder="unet").config.num_class_embe
 
 
 def test_train_with_push_to_hub(hub_here, train, tmp_path):
-    train("run", max_train_steps=2, push_to_hub=True, hub_model_id="alice/trained", hub_private_repo=True)
+    out = train("run", max_train_steps=2, push_to_hub=True, hub_model_id="alice/trained", hub_private_repo=True)
+    assert "alice" not in (out / "train_config.yaml").read_text(encoding="utf-8")  # a run with this file pushes nothing
     repo = hub_here.repo("alice/trained")
     assert repo.private and "unet/diffusion_pytorch_model.safetensors" in repo.files()
     with pytest.raises(ConfigError, match="403: this token lacks the permission"):  # before the training

@@ -70,23 +70,17 @@ def test_it_names_lines_of_the_repository():
         assert line in (ROOT / path).read_text(encoding="utf-8"), (path, line)
 
 
-def test_on_kaggle_the_first_cell_clones_and_installs_what_is_missing_and_keeps_torch(tmp_path, monkeypatch):
+def test_on_kaggle_the_first_cell_clones_and_installs_what_it_needs_and_keeps_torch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     monkeypatch.setenv("TQDM_DISABLE", "1")
     version, commands = importlib.metadata.version, []
-
-    def installed(name: str) -> str:
-        if name == "accelerate":
-            raise importlib.metadata.PackageNotFoundError
-        return "0.30.0" if name == "diffusers" else version(name)
 
     def record(command: list[str], **options) -> None:
         commands.append(command)
         if command[0] == "git":
             shutil.copytree(ROOT, "ddpm-mnist", ignore=shutil.ignore_patterns(".git", "ddpm-mnist*", ".venv"))
 
-    monkeypatch.setattr(importlib.metadata, "version", installed)
     monkeypatch.setattr(subprocess, "run", record)
     cell = code_cells(saved())[0].source
     with warnings.catch_warnings(), pytest.raises(FileNotFoundError, match="put its address into REPOSITORY"):
@@ -96,4 +90,5 @@ def test_on_kaggle_the_first_cell_clones_and_installs_what_is_missing_and_keeps_
     assert Path.cwd() == tmp_path / "ddpm-mnist" and Path("train_ddpm_mnist.py").is_file()
     clone, install = commands
     assert clone[:2] == ["git", "clone"]
-    assert [part.partition(">")[0] for part in install[5:]] == ["diffusers", "accelerate", f"torch=={version('torch')}"]
+    assert {"diffusers", "transformers", "numpy"} < {part.partition(">")[0] for part in install}  # pip keeps what fits
+    assert install[-1] == f"torch=={version('torch')}"

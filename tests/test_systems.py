@@ -55,7 +55,18 @@ class Windows:
 def test_checkpoints_are_written_by_windows_rules(train, monkeypatch):
     windows = Windows()
     monkeypatch.setattr(checkpoint, "os", windows)
+    rename, pauses = Path.rename, []
+
+    def watched(path, target):
+        """A virus scanner has a file of a new folder open, for a moment."""
+        if path.name.endswith(".draft") and path.is_dir() and len(pauses) % 3 < 2:
+            raise PermissionError(errno.EACCES, "Access is denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    monkeypatch.setattr(checkpoint.time, "sleep", pauses.append)
     out = train("run", max_train_steps=4, validation_steps=0)
+    assert pauses == [1, 4]
     assert windows.synced >= 6  # two weights, two configs, state.pt, the manifest
     assert checkpoint.damage(out / "checkpoint-4") is None
     names = (out / "checkpoint-4/manifest.json").read_text(encoding="utf-8")

@@ -83,9 +83,7 @@ def load_judge(model: Model, config) -> Judge:
     order = torch.randperm(len(data.train), generator=seeded_generator(seed, "subset"))
     seen, unseen = (Images(data.train.images[x], data.train.labels[x]) for x in (order[count:], order[:count]))
     try:
-        classifier = ResNetForImageClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        ).eval()
+        classifier = ResNetForImageClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except Exception:  # there is none, or it is damaged
         classifier = train_classifier(seen, steps, seed)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # renamed when complete, as checkpoints are

@@ -17,7 +17,7 @@ from ..offline import hub_folder
 from ..options import DataOptions
 from ..randomness import seeded_generator
 from .batches import Images, memory_mapped
-from .decode import decode_column, has_colour, open_image
+from .decode import decode_column, open_image
 
 DOCS = 'see "Other images" in docs/running.md'
 MOST_CLASSES = 100_000  # larger numbers identify something else
@@ -35,11 +35,6 @@ class Data:
     fingerprint: str
     local: bool = False  # read from this machine's disk: its name says nothing elsewhere
     commit: str | None = None  # of a dataset of the Hub, by which its folder in the cache is named
-
-    @property
-    def channels(self) -> int:
-        """1 for grey images, 3 for colour."""
-        return self.test.images.shape[1]
 
 
 def load_data(
@@ -141,7 +136,7 @@ def channels_of(dataset: Dataset, column: str) -> int:
     """1 if all images that are looked at are grey, however they are stored, else 3."""
     for row in dataset.select(spread(len(dataset), LOOKED_AT)):
         with suppress(Exception):  # decoding all of them, later, names those that cannot be decoded
-            if has_colour(open_image(row[column])):
+            if len({channel.tobytes() for channel in open_image(row[column]).split()}) > 1:  # not all grey
                 return 3
     return 1
 

@@ -39,11 +39,6 @@ def open_image(cell: dict | None) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def has_colour(image: Image.Image) -> bool:
-    """Whether an image of mode L or RGB is not all grey."""
-    return len({channel.tobytes() for channel in image.split()}) > 1
-
-
 def decode(cell: dict | None, channels: int, size: int, center_crop: bool) -> dict[str, bytes | str]:
     """One cell -> uint8 `[channels, size, size]` as bytes, and "WIDTHxHEIGHT" before the resizing."""
     image = open_image(cell)

@@ -15,6 +15,7 @@ stopped, the newest folder with a matching manifest is good. Weights are safeten
 import json
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def save_checkpoint(
             fsync(path)
         if target.exists():  # the same step again, after a resume from an earlier one
             target.rename(replaced)
-        draft.rename(target)
+        rename(draft, target)
     except Exception as e:  # the writers report a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
         with suppress(OSError):  # there is none, or `target` is still there
@@ -113,6 +114,16 @@ def save_checkpoint(
     for path in [*later, *(checkpoints[:-total_limit] if total_limit is not None else [])]:
         with suppress(OSError):  # Windows and NFS keep what another program reads; the next save tries again
             remove(path)
+
+
+def rename(folder: Path, target: Path) -> None:
+    """Rename a folder. Windows refuses while another program, such as a virus scanner, reads a file in it."""
+    for pause in (1, 4):
+        with suppress(PermissionError):
+            folder.rename(target)
+            return
+        time.sleep(pause)
+    folder.rename(target)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -134,7 +145,7 @@ def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | No
         path = Path(resume_from) if Path(resume_from).is_dir() else output_dir / resume_from
         problem = damage(path) if path.is_dir() else "there is no such folder"
         if problem:
-            raise ConfigError(f"--resume_from_checkpoint {resume_from}: {problem}; try 'latest', or another")
+            raise ConfigError(f"--resume_from_checkpoint {resume_from}: {problem}; name a folder checkpoint-N")
         return path
     candidates = list_checkpoints(output_dir)[::-1]
     for path in candidates:

@@ -93,7 +93,7 @@ class RecipeOptions:
     optimizer: Literal["adamw", "muon"] = opt(
         RECOMMENDED["optimizer"], "muon: Muon for hidden weights, AdamW for the rest."
     )
-    learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate.", positive=True)
+    learning_rate: float = opt(RECOMMENDED["learning_rate"], "Peak learning rate; for adamw, 2e-3.", positive=True)
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = opt(
         "cosine", "Learning rate schedule after the warm-up; constant: no warm-up."
     )
@@ -146,9 +146,9 @@ class ValidationOptions:
 class HubOptions:
     """Hub"""
 
-    push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.")
-    hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.")
-    hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
+    push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.", saved=False)
+    hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.", saved=False)
+    hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.", saved=False)
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,8 @@ def check_unet(config: TrainConfig) -> TrainConfig:
 
 def number_if_number(value: Any) -> Any:
     """YAML reads 1e-4 and 1e3 as strings (it wants 1.0e-4); a user means the number, also in a list."""
+    if isinstance(value, str) and "," in value:  # a list without brackets, which some shells read themselves
+        value = [part.strip() for part in value.split(",")]
     if isinstance(value, list):
         return [number_if_number(v) for v in value]
     try:

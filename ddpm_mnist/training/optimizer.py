@@ -13,7 +13,6 @@ from .config import TrainConfig
 
 MOMENTUM = 0.95
 OUTER = ("conv_in.", "conv_out.", "class_embedding.")  # not hidden layers: AdamW, as Muon's author advises
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the odd polynomial that moves singular values to about 1
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     Newton-Schulz iteration, which needs only matrix products: X <- a X + (b A + c A^2) X with A = X X^T. `matrices`:
     `[N, rows, columns]`, any float dtype; the result has the same shape and dtype.
     """
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = 3.4445, -4.7750, 2.0315  # of the odd polynomial that moves singular values to about 1
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # A is then the smaller of the two products
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values in [0, 1], where it converges

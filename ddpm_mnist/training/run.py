@@ -57,7 +57,7 @@ class Run:
         self.global_batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
 
         torch.manual_seed(config.seed)  # for the initial weights; all later randomness: ddpm_mnist/randomness.py
-        bare_unet, self.scheduler = build(config, "unet", data.channels), build(config, "scheduler")
+        bare_unet, self.scheduler = build(config, "unet", data.train.images.shape[1]), build(config, "scheduler")
         optimizer = build_optimizer(bare_unet, config)
         # The learning rate counts updates. It is not given to `prepare`, which would step it once per process.
         updates = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
@@ -78,7 +78,7 @@ class Run:
             "global batch": self.global_batch,
             "mixed precision": accelerator.mixed_precision,
             "dataset": data.fingerprint,
-            **{f"unet.{key}": data.channels for key in channels},
+            **{f"unet.{key}": self.bare_unet.config[key] for key in channels},
         }
         self.step, self.counts = 0, torch.zeros(4, device=accelerator.device)
         self.stop = StopSignal(accelerator)
@@ -271,9 +271,6 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         accelerator = start_accelerator(config)
         checkpoint = check_output_dir(config) if accelerator.is_main_process else None
         checkpoint = gather_object([checkpoint])[0]
-        if config.push_to_hub and accelerator.is_main_process:  # now, and not after the training
-            check_repo_id(config.hub_model_id)
-            read_token()
         classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
         channels, size = config.unet["in_channels"], config.unet["sample_size"]
         with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
@@ -287,7 +284,8 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         if run.step > config.max_train_steps:
             advice = f"{checkpoint} is past it; give more, or an earlier one"
             raise ConfigError(f"--max_train_steps {config.max_train_steps}: {advice}")
-        if config.push_to_hub and accelerator.is_main_process:
+        if config.push_to_hub and accelerator.is_main_process:  # now, and not after the training
+            check_repo_id(config.hub_model_id)
             make_repo(HfApi(token=read_token()), config.hub_model_id, config.hub_private_repo)
         at_the_end.callback(run.close)
         yield run

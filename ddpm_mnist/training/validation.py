@@ -52,7 +52,7 @@ def held_out_loss(
     unet: torch.nn.Module, scheduler: DDPMScheduler, held_out: Images, accelerator: Accelerator, batch_size: int = 128
 ) -> dict[str, float]:
     """L_simple (eq. 14) on held-out images: the squared error of the noise at uniform timesteps, whatever a run trains
-    on, so that steps and runs can be compared.
+    on, so that steps and runs of one recipe can be compared.
 
     The noise is fixed and the timesteps are stratified: image i of N gets the middle of the i-th of N equal parts of
     0 ... T-1, in a fixed random order. Processes share the images.
