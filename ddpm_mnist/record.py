@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
 from .errors import ConfigError, first_line
@@ -58,11 +60,26 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "state.pt").is_file() and (folder / "unet").is_dir()
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a mapping as JSON: all of it or, on a full disk, nothing."""
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder. Windows refuses while another program, such as a virus scanner, reads in it."""
+    for pause in (1, 4):
+        with suppress(PermissionError):
+            path.replace(target)
+            return
+        time.sleep(pause)
+    path.replace(target)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file: all of it or, on a full disk or when killed, nothing."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    draft.write_text(text, encoding="utf-8")
+    rename(draft, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a mapping as JSON."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def flat(settings: dict) -> dict:

@@ -95,8 +95,11 @@ class Attention(nn.Module):
 
     _from_deprecated_attn_block = True  # lets ModelMixin rename the keys of checkpoints from before diffusers 0.15
 
-    def __init__(self, channels: int, head_dim: int, norm):
+    def __init__(self, channels: int, head_dim: int | None, norm):
         super().__init__()
+        head_dim = channels if head_dim is None else head_dim
+        if not 1 <= head_dim <= channels:
+            raise ValueError(f"attention_head_dim={head_dim!r} must lie between 1 and the width, {channels}")
         self.heads = channels // head_dim
         inner_dim = self.heads * head_dim
         self.group_norm = norm(channels)
@@ -275,9 +278,7 @@ class UNet2DModel(diffusers.UNet2DModel):
         resnet = partial(
             ResnetBlock2D, temb_channels=temb_channels, norm=norm, dropout=config.dropout, act_fn=config.act_fn
         )
-
-        def attention(channels: int) -> Attention:
-            return Attention(channels, config.attention_head_dim or channels, norm)
+        attention = partial(Attention, head_dim=config.attention_head_dim, norm=norm)
 
         # input, time (Vaswani et al. 2017, section 3.5, and a perceptron with one hidden layer) and class
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
@@ -380,14 +381,8 @@ def is_usual(config: dict) -> bool:
 
 def check_options(config: dict) -> None:
     """Raise a ValueError for options that diffusers silently accepts, or PyTorch rejects without naming them."""
-    widths, head_dim = config["block_out_channels"], config["attention_head_dim"]
+    widths = config["block_out_channels"]
     for name, divided in (("norm_num_groups", widths), ("attn_norm_num_groups", widths[-1:])):
         groups = config[name]
         if groups is not None and (groups < 1 or any(width % groups for width in divided)):
             raise ValueError(f"{name}={groups!r} must divide all of {list(divided)}, from block_out_channels")
-    levels = [*zip(widths, config["down_block_types"]), *zip(widths[::-1], config["up_block_types"])]
-    attended = [width for width, block_type in levels if block_type.startswith("Attn")]
-    if config["mid_block_type"] and config["add_attention"]:
-        attended.append(widths[-1])
-    if head_dim is not None and attended and not 1 <= head_dim <= min(attended):
-        raise ValueError(f"attention_head_dim={head_dim!r} must lie between 1 and the least width, {min(attended)}")

@@ -122,7 +122,7 @@ def test_accumulation_set_in_the_environment_changes_nothing(train, monkeypatch)
     assert metrics(train("set", validation_steps=0), "loss") == plain
 
 
-def test_the_launch_configs_are_valid_and_that_for_a_cpu_leaves_the_precision_to_the_script():
+def test_the_launch_configs_are_valid_and_two_leave_the_precision_to_the_script():
     for path in (ROOT / "configs/accelerate").glob("*.yaml"):
         load_config_from_file(str(path))
     for name in ("cpu", "multi_gpu"):  # "auto" finds what the hardware computes in

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import posix, python, smoke_args
 from diffusers import DiffusionPipeline
 from torch.overrides import TorchFunctionMode
 
-from ddpm_mnist import DDPMScheduler
+from ddpm_mnist import DDPMScheduler, record
 from ddpm_mnist.errors import ConfigError, writable_problem
 from ddpm_mnist.evaluation.bound import variational_bound
 from ddpm_mnist.images.batches import Images
@@ -55,18 +56,20 @@ class Windows:
 def test_checkpoints_are_written_by_windows_rules(train, monkeypatch):
     windows = Windows()
     monkeypatch.setattr(checkpoint, "os", windows)
-    rename, pauses = Path.rename, []
+    replace, tried, pauses = Path.replace, Counter(), []
 
     def watched(path, target):
-        """A virus scanner has a file of a new folder open, for a moment."""
-        if path.name.endswith(".draft") and path.is_dir() and len(pauses) % 3 < 2:
+        """A virus scanner has each new file open, for a moment."""
+        tried[path] += 1
+        if tried[path] < 3:
             raise PermissionError(errno.EACCES, "Access is denied", str(path))
-        return rename(path, target)
+        return replace(path, target)
 
-    monkeypatch.setattr(Path, "rename", watched)
-    monkeypatch.setattr(checkpoint.time, "sleep", pauses.append)
+    monkeypatch.setattr(Path, "replace", watched)
+    monkeypatch.setattr(record.time, "sleep", pauses.append)
     out = train("run", max_train_steps=4, validation_steps=0)
-    assert pauses == [1, 4]
+    names = ("metrics.jsonl", "manifest.json", "checkpoint-4", "train_results.json")
+    assert pauses == [1, 4] * len(tried) and {path.name for path in tried} == {f".{name}.draft" for name in names}
     assert windows.synced >= 6  # two weights, two configs, state.pt, the manifest
     assert checkpoint.damage(out / "checkpoint-4") is None
     names = (out / "checkpoint-4/manifest.json").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@
 
 Compares models in seconds, without sampling; with the same images and noise for all. The rows are log SNRs and not
 timesteps, so that models with different schedules and targets can be compared. At log SNR -2 the digit is being
-decided: the whole error there, both columns, ranked models without the guide as the Fréchet distance does.
+decided: the whole error there, both columns, ranked nearly all models without the guide as the Fréchet distance does.
 
 On x_t made from training images, no output is better than the mean of the training images, weighted by how probable
 each is given x_t (Xu et al. 2023, https://arxiv.org/abs/2302.00670, eq. 5). Where x_t shows which image it came from,

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent.
 
-A checkpoint is written into a hidden folder beside its place, synced to the disk, listed in a manifest with the
-SHA-256 of each file, and only then renamed; older ones are deleted after that. So whenever and however a run is
+A checkpoint is written into a hidden folder beside its place, listed in a manifest with the SHA-256 of each file,
+synced to the disk, and only then renamed; older ones are deleted after that. So whenever and however a run is
 stopped, the newest folder with a matching manifest is good. Weights are safetensors; the optimizer's state is read with
 `weights_only=True`, which runs no code.
 
@@ -15,7 +15,6 @@ stopped, the newest folder with a matching manifest is good. Weights are safeten
 import json
 import os
 import shutil
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torch import Tensor
 from ..errors import ConfigError, first_line
 from ..loading import loading
 from ..pipeline import apply_umask
-from ..record import flat, sha256, write_json
+from ..record import flat, rename, sha256, write_json
 
 PREFIX, MANIFEST = "checkpoint-", "manifest.json"
 
@@ -97,7 +96,7 @@ def save_checkpoint(
         for path in [*files, draft / MANIFEST, *(p for p in draft.rglob("*") if p.is_dir()), draft]:
             fsync(path)
         if target.exists():  # the same step again, after a resume from an earlier one
-            target.rename(replaced)
+            rename(target, replaced)
         rename(draft, target)
     except Exception as e:  # the writers report a full disk in three ways
         shutil.rmtree(draft, ignore_errors=True)
@@ -114,16 +113,6 @@ def save_checkpoint(
     for path in [*later, *(checkpoints[:-total_limit] if total_limit is not None else [])]:
         with suppress(OSError):  # Windows and NFS keep what another program reads; the next save tries again
             remove(path)
-
-
-def rename(folder: Path, target: Path) -> None:
-    """Rename a folder. Windows refuses while another program, such as a virus scanner, reads a file in it."""
-    for pause in (1, 4):
-        with suppress(PermissionError):
-            folder.rename(target)
-            return
-        time.sleep(pause)
-    folder.rename(target)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -145,7 +134,7 @@ def find_checkpoint(resume_from: str, output_dir: Path, warn=print) -> Path | No
         path = Path(resume_from) if Path(resume_from).is_dir() else output_dir / resume_from
         problem = damage(path) if path.is_dir() else "there is no such folder"
         if problem:
-            raise ConfigError(f"--resume_from_checkpoint {resume_from}: {problem}; name a folder checkpoint-N")
+            raise ConfigError(f"--resume_from_checkpoint {resume_from}: {problem}; try 'latest' or a checkpoint-N")
         return path
     candidates = list_checkpoints(output_dir)[::-1]
     for path in candidates:

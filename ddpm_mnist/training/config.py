@@ -148,7 +148,7 @@ class HubOptions:
 
     push_to_hub: bool = opt(False, "Push the finished model, as push_to_hub.py does.", saved=False)
     hub_model_id: str | None = opt(None, "The repo to push to: USER/NAME.", saved=False)
-    hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.", saved=False)
+    hub_private_repo: bool = opt(False, "Make a new repo private; refuse to push to one that is public.")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from ..errors import ConfigError, first_line
-from ..record import METRICS_FILE, flat, read_metrics, sample_grids, without_paths
+from ..record import METRICS_FILE, flat, read_metrics, sample_grids, without_paths, write_whole
 from .config import TrainConfig
 
 
@@ -38,7 +38,7 @@ class MetricsLog:
         self.accelerator = accelerator
         output_dir = Path(config.output_dir)
         self.file, self.samples, name = output_dir / METRICS_FILE, output_dir / "samples", output_dir.resolve().name
-        options = {  # TensorBoard hides what was logged after the checkpoint that a run resumes from
+        options = {  # TensorBoard hides what was logged after the step at which a run begins
             "tensorboard": {"purge_step": step + 1},
             "wandb": {"name": name, "dir": config.output_dir},
             "trackio": {"name": name, "private": config.hub_private_repo or None},
@@ -56,9 +56,7 @@ class MetricsLog:
     def forget_after(self, step: int) -> None:
         """Delete what was logged after this step: training resumes from it and logs it again."""
         kept = [json.dumps(line) + "\n" for line in read_metrics(self.file) if line["step"] <= step]
-        draft = self.file.with_name(f".{self.file.name}.draft")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(self.file)  # all of it is there, whenever the run is killed
+        write_whole(self.file, "".join(kept))
         for number, path in sample_grids(self.samples.parent).items():
             if number > step:
                 path.unlink()

@@ -271,6 +271,8 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
         accelerator = start_accelerator(config)
         checkpoint = check_output_dir(config) if accelerator.is_main_process else None
         checkpoint = gather_object([checkpoint])[0]
+        if config.push_to_hub:
+            check_repo_id(config.hub_model_id)
         classes = count_classes(config.unet.get("num_class_embeds"), config.null_class_label)
         channels, size = config.unet["in_channels"], config.unet["sample_size"]
         with accelerator.main_process_first():  # the first decodes the images, the others read them from the cache
@@ -285,7 +287,6 @@ def prepare(config: TrainConfig) -> Iterator[Run]:
             advice = f"{checkpoint} is past it; give more, or an earlier one"
             raise ConfigError(f"--max_train_steps {config.max_train_steps}: {advice}")
         if config.push_to_hub and accelerator.is_main_process:  # now, and not after the training
-            check_repo_id(config.hub_model_id)
             make_repo(HfApi(token=read_token()), config.hub_model_id, config.hub_private_repo)
         at_the_end.callback(run.close)
         yield run
