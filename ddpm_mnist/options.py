@@ -178,7 +178,6 @@ ELSEWHERE = {  # names in other training scripts, such as diffusers' train_uncon
     "--num_train_epochs": "--max_train_steps, in updates",
     "--resolution": "--unet.sample_size",
     "--hub_token": "HF_TOKEN, or `hf auth login`",
-    "--model_config_name_or_path": "--config",
     "--eval_batch_size": "--num_validation_images",
     "--epochs": "--max_train_steps, in updates",
     "--image_size": "--unet.sample_size",
