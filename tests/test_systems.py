@@ -68,7 +68,7 @@ def test_checkpoints_are_written_by_windows_rules(train, monkeypatch):
     monkeypatch.setattr(Path, "replace", watched)
     monkeypatch.setattr(record.time, "sleep", pauses.append)
     out = train("run", max_train_steps=4, validation_steps=0)
-    names = ("metrics.jsonl", "manifest.json", "checkpoint-4", "train_results.json")
+    names = ("train_config.yaml", "metrics.jsonl", "manifest.json", "checkpoint-4", "train_results.json")
     assert pauses == [1, 4] * len(tried) and {path.name for path in tried} == {f".{name}.draft" for name in names}
     assert windows.synced >= 6  # two weights, two configs, state.pt, the manifest
     assert checkpoint.damage(out / "checkpoint-4") is None

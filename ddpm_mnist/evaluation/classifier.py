@@ -18,6 +18,7 @@ from ..images.batches import Images, index_batches, scale
 from ..images.dataset import Data, load_data
 from ..loading import Model
 from ..randomness import seeded_generator
+from ..record import rename
 
 VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]  # other code trains another classifier
 
@@ -89,7 +90,7 @@ def load_judge(model: Model, config) -> Judge:
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # renamed when complete, as checkpoints are
         classifier.save_pretrained(draft)
         shutil.rmtree(folder, ignore_errors=True)  # of another evaluation, at the same time
-        draft.rename(folder)
+        rename(draft, folder)
     classes, _, features = classify(classifier, data.test.images)
     accuracy = (classes == data.test.labels).float().mean().item()
     return Judge(data, unseen, classifier, accuracy, features, seed)

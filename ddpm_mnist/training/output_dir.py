@@ -6,7 +6,7 @@ import filelock
 import yaml
 
 from ..errors import ConfigError, first_line, writable_problem
-from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
+from ..record import CONFIG_FILE, METRICS_FILE, RESULTS_FILE, read_metrics, write_whole
 from .checkpoint import find_checkpoint, is_draft, remove, step_of
 from .config import TrainConfig
 
@@ -96,7 +96,7 @@ def begin_output_dir(config: TrainConfig, more_to_train: bool) -> None:
                 remove(path)
         if more_to_train:
             (output_dir / RESULTS_FILE).unlink(missing_ok=True)
-        (output_dir / CONFIG_FILE).write_text(yaml.safe_dump(config.saved(), sort_keys=False), encoding="utf-8")
+        write_whole(output_dir / CONFIG_FILE, yaml.safe_dump(config.saved(), sort_keys=False))
     except OSError as error:
         raise ConfigError(
             f"--output_dir {output_dir}: cannot be written ({first_line(error)}); name another"
